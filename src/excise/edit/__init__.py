@@ -1,0 +1,23 @@
+"""Edits: the change of a model's weights as a small, frozen, reversible value."""
+
+from excise.edit.change import Change, LowRank, Norm, Projection
+from excise.edit.edit import Edit, ModelIdentity, SiteEdit, orthonormal
+from excise.edit.schedule import Plateau, Schedule
+from excise.edit.writer import EMBEDDING_LAYER, ROLES, Role, Writer
+
+__all__ = [
+    "EMBEDDING_LAYER",
+    "ROLES",
+    "Change",
+    "Edit",
+    "LowRank",
+    "ModelIdentity",
+    "Norm",
+    "Plateau",
+    "Projection",
+    "Role",
+    "Schedule",
+    "SiteEdit",
+    "Writer",
+    "orthonormal",
+]

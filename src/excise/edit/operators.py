@@ -1,0 +1,89 @@
+"""The only code that computes a weight change.
+
+Live hooks, baking and LoRA export call these functions; a test shows that their logits agree. A weight may have any
+number of axes: `axis` is the residual one, and a *column* is a vector along it (one per input feature, per expert, or
+per token of an embedding). All arithmetic is in fp32 whatever the dtype of the weight.
+
+Glossary: W weight, V directions, λ strength, a = VW the part along the directions, c the column scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from excise.edit.change import Change, LowRank, Projection
+
+
+def delta(weight: Float[Tensor, ...], changes: Sequence[Change], *, axis: int) -> Float[Tensor, ...]:
+    """The change of `weight`, in fp32 and in its own layout: the sum of what each of `changes` does to the base weight.
+
+    A projection at strength 1 leaves no component of `weight + delta` along its directions on `axis` (to fp32
+    rounding), in both norm modes; `column` also keeps the length of every column (a column that lies wholly in the
+    directions has no other component to carry its length, and becomes zero).
+    """
+    columns = weight.float().movedim(axis, -1)
+    total = torch.zeros_like(columns)
+    for change in changes:
+        total += _projection_delta(columns, change) if isinstance(change, Projection) else _low_rank_delta(change)
+    return total.movedim(-1, axis)
+
+
+def bias_delta(bias: Float[Tensor, ...], changes: Sequence[Change]) -> Float[Tensor, ...]:
+    """The change of a bias whose last axis is the residual one: projected like the output it is added to."""
+    vectors = bias.float()
+    total = torch.zeros_like(vectors)
+    for change in changes:
+        if isinstance(change, Projection):
+            total += output_delta(vectors, change)
+    return total
+
+
+def output_delta(output: Float[Tensor, "... hidden"], change: Projection) -> Float[Tensor, "... hidden"]:
+    """What a projection without norm mode adds to a writer's output: −λ Vᵀ V y."""
+    directions = change.directions.to(device=output.device, dtype=output.dtype)
+    return (output @ directions.T) @ directions * -change.strength
+
+
+def column_scale(weight: Float[Tensor, ...], change: Projection, *, axis: int) -> Float[Tensor, ...]:
+    """c with W' = (I − λVᵀV) W diag(c), the columns of W' as long as those of W; `weight.shape` without `axis`.
+
+    Equal to ‖w‖ / sqrt(‖w‖² − (2λ − λ²)‖Vw‖²), computed from the projected column itself, which does not cancel.
+    Columns that vanish under the projection get c = 1.
+    """
+    columns = weight.float().movedim(axis, -1)
+    return _scale(columns, columns + output_delta(columns, change))
+
+
+def apply(weight: Float[Tensor, ...], changes: Sequence[Change], *, axis: int) -> Float[Tensor, ...]:
+    """The edited weight in the dtype of `weight`, rounded once."""
+    return (weight.float() + delta(weight, changes, axis=axis)).to(weight.dtype)
+
+
+def apply_bias(bias: Float[Tensor, ...], changes: Sequence[Change]) -> Float[Tensor, ...]:
+    """The edited bias in the dtype of `bias`, rounded once."""
+    return (bias.float() + bias_delta(bias, changes)).to(bias.dtype)
+
+
+def _projection_delta(columns: Float[Tensor, "*column hidden"], change: Projection) -> Float[Tensor, "*column hidden"]:
+    removed = output_delta(columns, change)
+    if change.norm == "none":
+        return removed
+    projected = columns + removed
+    return projected * _scale(columns, projected).unsqueeze(-1) - columns
+
+
+def _scale(
+    columns: Float[Tensor, "*column hidden"], projected: Float[Tensor, "*column hidden"]
+) -> Float[Tensor, "*column"]:
+    before = torch.linalg.vector_norm(columns, dim=-1)
+    after = torch.linalg.vector_norm(projected, dim=-1)
+    vanishes = after <= before * (8 * torch.finfo(columns.dtype).eps)
+    return torch.where(vanishes, torch.ones_like(before), before / after.masked_fill(vanishes, 1))
+
+
+def _low_rank_delta(change: LowRank) -> Float[Tensor, "*column hidden"]:
+    return (change.left.float() @ change.right.float()).transpose(-1, -2)

@@ -1,0 +1,137 @@
+"""`EditableModel`: a Transformers model that can be surveyed, probed, edited reversibly and talked to."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from excise.edit import Edit, ModelIdentity
+from excise.errors import ModelError
+from excise.model import live, probe
+from excise.model.checkpoint import model_identity
+from excise.model.generate import generate
+from excise.model.survey import Survey, survey
+from excise.model.template import ChatTemplate
+
+
+class EditableModel:
+    """A decoder language model and its tokenizer, as everything in Excise uses them.
+
+    hf_model   any Transformers causal language model, or a vision-language model whose text tower is one; it is put in
+               evaluation mode, and nothing else about it changes
+    tokenizer  needed only for what handles text
+    path       the local checkpoint directory it came from; None for a model that exists in memory alone
+    """
+
+    def __init__(
+        self,
+        hf_model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        path: Path | None = None,
+        name: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self.hf_model = hf_model
+        self.hf_model.eval()
+        self._tokenizer = tokenizer
+        self.path = path
+        self.name = name or str(path or hf_model.config.name_or_path or type(hf_model).__name__)
+        self.revision = revision
+
+    def __repr__(self) -> str:
+        return f"EditableModel({self.name!r}, {type(self.hf_model).__name__}, {self.dtype}, {self.device})"
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer. Raises `ModelError` for a model that was given none."""
+        if self._tokenizer is None:
+            raise ModelError("this model has no tokenizer", hint="EditableModel(hf_model, tokenizer)")
+        return self._tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the input embeddings."""
+        return next(self.hf_model.get_input_embeddings().parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the model computes in."""
+        dtype: torch.dtype = self.hf_model.dtype
+        return dtype
+
+    @property
+    def hidden(self) -> int:
+        """Width of the residual stream."""
+        return self.survey.hidden
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers; each returns the residual stream (or a tuple that starts with it)."""
+        layers = self.hf_model.get_submodule(self.survey.layers_path)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    @property
+    def tower(self) -> nn.Module:
+        """The decoder stack without the LM head, called with the same arguments as the whole model."""
+        tower: nn.Module = self.hf_model.base_model
+        return tower
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Which model this is, for refusing edits of another one."""
+        return model_identity(self.hf_model.config, name=self.name, revision=self.revision, directory=self.path)
+
+    @cached_property
+    def survey(self) -> Survey:
+        """Every writer of the residual stream; found once. Raises `SurveyError`."""
+        return survey(self.hf_model, identity=self.identity)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """How prompts are rendered for this model."""
+        return ChatTemplate(self.tokenizer)
+
+    def leak(self, direction: Float[Tensor, " hidden"] | None = None, seed: int = 0) -> float:
+        """The proof of coverage: what is left of a direction after it is projected out of every writer.
+
+        Below `leak_tolerance` (1e-4 in fp32) nothing that writes to the residual stream was missed.
+        """
+        return probe.leak(self.hf_model, self.survey, direction=direction, seed=seed)
+
+    @property
+    def leak_tolerance(self) -> float:
+        """The leak below which coverage is proven in this model's dtype."""
+        return probe.tolerance(self.dtype)
+
+    def exposure(self, direction: Float[Tensor, " hidden"], seed: int = 0) -> float:
+        """The largest share of the residual stream along a direction, with whatever edit is live."""
+        return probe.exposure(self.hf_model, self.survey, direction, seed=seed)
+
+    def edited(self, edit: Edit, *, force: bool = False) -> AbstractContextManager[None]:
+        """`with model.edited(edit): …` behaves as the baked model will, and leaves no trace.
+
+        Blocks may be nested: the inner edit then acts on the outer one's result. Raises `EditMismatchError` for an edit
+        of another model (`force` skips the check of weights, never that of shapes).
+        """
+        if not force:
+            edit.identity.check(self.identity)
+        return live.applied(self.hf_model, edit)
+
+    def chat(self, message: str, *, system: str | None = None, max_tokens: int = 256, thinking: bool = False) -> str:
+        """The model's greedy answer to one message."""
+        response = generate(self, [message], system=system, thinking=thinking, max_tokens=max_tokens)
+        return response[0].text
+
+    def to(self, *args: Any, **kwargs: Any) -> EditableModel:
+        """Move or cast the model in place, as `torch.nn.Module.to`."""
+        self.hf_model.to(*args, **kwargs)
+        return self

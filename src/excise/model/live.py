@@ -1,0 +1,163 @@
+"""Applying an edit to a loaded model, reversibly.
+
+Wherever the survey found a module whose output is exactly one write, hooks act on activations: O(hidden) per token, no
+copy of any weight, on any backend (quantised, offloaded). Everything else (a norm-preserving change of a fused expert
+bank, a lone vector, an embedding with column norms) swaps the weight itself for the edited one and puts the original
+tensor back afterwards. Both compute with `excise.edit.operators`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from excise.edit import Edit, LowRank, Projection, SiteEdit, Writer, operators
+from excise.errors import EditError, EditMismatchError
+
+
+@contextmanager
+def applied(model: nn.Module, edit: Edit) -> Iterator[None]:
+    """The model behaves as edited inside the block, and is bit for bit what it was after it, errors included.
+
+    Raises `EditMismatchError` for an edit whose writers this model does not have.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for site in edit.sites:
+        _check(site, parameters)
+    with ExitStack() as stack:
+        for site in edit.sites:
+            if _hookable(site, parameters[site.writer.parameter]):
+                _hook(model, site, parameters[site.writer.parameter], stack)
+            else:
+                _swap(site, parameters, stack)
+        yield
+
+
+def _check(site: SiteEdit, parameters: dict[str, nn.Parameter]) -> None:
+    writer = site.writer
+    parameter = parameters.get(writer.parameter)
+    if parameter is None:
+        raise EditMismatchError(
+            f"the edit changes {writer.parameter}, which this model does not have",
+            hint="use the model that the edit was made for",
+        )
+    for change in site.changes:
+        width = change.directions.shape[-1] if isinstance(change, Projection) else change.left.shape[-2]
+        # a quantised weight is stored packed: its shape says nothing
+        if parameter.is_floating_point() and parameter.shape[writer.axis] != width:
+            raise EditMismatchError(
+                f"the edit is for a residual stream of width {width}; {writer.parameter} is {tuple(parameter.shape)}",
+                hint="use the model that the edit was made for",
+            )
+
+
+def _hookable(site: SiteEdit, parameter: nn.Parameter) -> bool:
+    writer = site.writer
+    if writer.module is None:
+        return False
+    if all(isinstance(change, Projection) and change.norm == "none" for change in site.changes):
+        return True
+    return len(site.changes) == 1 and writer.role != "embedding" and parameter.ndim == 2
+
+
+def _hook(model: nn.Module, site: SiteEdit, parameter: nn.Parameter, stack: ExitStack) -> None:
+    assert site.writer.module is not None
+    module = model.get_submodule(site.writer.module)
+    projections = [change for change in site.changes if isinstance(change, Projection)]
+    for change in site.changes:
+        if isinstance(change, LowRank):
+            stack.callback(module.register_forward_hook(_low_rank_hook(change)).remove)
+    if any(change.norm == "column" for change in projections):
+        scale = operators.column_scale(parameter.detach(), projections[0], axis=site.writer.axis)
+        stack.callback(module.register_forward_pre_hook(_scale_hook(scale)).remove)
+    if projections:
+        stack.callback(module.register_forward_hook(_projection_hook(projections)).remove)
+    for head in _tied_heads(model, site.writer):
+        stack.callback(head.register_forward_pre_hook(_input_projection_hook(projections)).remove)
+
+
+def _tied_heads(model: nn.Module, writer: Writer) -> list[nn.Module]:
+    """The modules that use the same tensor as an output matrix: it changes too, and h·W'ᵀ = (Ph)·Wᵀ."""
+    return [
+        model.get_submodule(name.rpartition(".")[0]) for name in writer.tied if name.rpartition(".")[0] != writer.module
+    ]
+
+
+def _projection_hook(projections: list[Projection]) -> Callable[..., Tensor]:
+    project = _Projector(projections)
+
+    def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return project(output)
+
+    return hook
+
+
+def _input_projection_hook(projections: list[Projection]) -> Callable[..., tuple[Any, ...]]:
+    project = _Projector(projections)
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (project(args[0]), *args[1:])
+
+    return hook
+
+
+class _Projector:
+    """y − Σ λ VᵀV y in fp32, with the directions moved to each device once."""
+
+    def __init__(self, projections: list[Projection]) -> None:
+        self.rows = torch.cat([change.directions for change in projections])
+        strengths = [torch.full((len(change.directions), 1), change.strength) for change in projections]
+        self.weighted = self.rows * torch.cat(strengths)
+        self.on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, output: Float[Tensor, "... hidden"]) -> Float[Tensor, "... hidden"]:
+        if output.device not in self.on_device:
+            self.on_device[output.device] = self.rows.to(output.device), self.weighted.to(output.device)
+        rows, weighted = self.on_device[output.device]
+        exact = output.float()
+        return (exact - (exact @ rows.T) @ weighted).to(output.dtype)
+
+
+def _scale_hook(scale: Tensor) -> Callable[..., tuple[Any, ...]]:
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return ((args[0].float() * scale.to(args[0].device)).to(args[0].dtype), *args[1:])
+
+    return hook
+
+
+def _low_rank_hook(change: LowRank) -> Callable[..., Tensor]:
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        left, right = change.left.to(output.device).float(), change.right.to(output.device).float()
+        changed: Tensor = output.float() + (args[0].float() @ right.T) @ left.T
+        return changed.to(output.dtype)
+
+    return hook
+
+
+def _swap(site: SiteEdit, parameters: dict[str, nn.Parameter], stack: ExitStack) -> None:
+    writer = site.writer
+    weight = parameters[writer.parameter]
+    if weight.is_meta or not weight.is_floating_point():
+        raise EditError(
+            f"{writer.parameter} is quantised or offloaded, and this change of it needs the weight itself",
+            hint='use norm="none", or load the model unquantised on one device',
+        )
+    _replace(weight, operators.apply(weight.detach(), site.changes, axis=writer.axis), stack)
+    if writer.bias is not None:
+        bias = parameters[writer.bias]
+        _replace(bias, operators.apply_bias(bias.detach(), site.changes), stack)
+
+
+def _replace(parameter: nn.Parameter, value: Tensor, stack: ExitStack) -> None:
+    original = parameter.data
+    parameter.data = value
+
+    def restore() -> None:
+        parameter.data = original
+
+    stack.callback(restore)

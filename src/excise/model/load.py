@@ -1,0 +1,130 @@
+"""Loading a model: any causal language model that Transformers loads, from safetensors, without running pickles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
+from excise.errors import InputError, ModelError
+from excise.model.checkpoint import Checkpoint, locate
+from excise.model.editable import EditableModel
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+    offline: bool = False,
+) -> EditableModel:
+    """Load a model and its tokenizer from a local directory or a Hub id.
+
+    revision           commit, tag or branch of a Hub model
+    dtype              "auto" (as the checkpoint), "float32", "bfloat16" or "float16"
+    device_map         as in Transformers; None puts the model on the accelerator if there is one, else on the CPU
+    trust_remote_code  run modelling code that comes with the checkpoint
+    offline            use only what is on this machine
+
+    Raises `ModelError` (not there, not a causal language model), `CheckpointError` (weights truncated, corrupted, or
+    pickled), `InputError` (an unknown dtype).
+    """
+    directory = locate(str(name_or_path), revision=revision, offline=offline)
+    config = _config(directory, trust_remote_code)
+    auto_class = _auto_class(config, directory)
+    Checkpoint.open(directory)  # headers, index and sizes are checked before any weight is read
+    model = auto_class.from_pretrained(
+        directory,
+        config=config,
+        dtype=_dtype(dtype),
+        device_map=device_map or ("auto" if torch.accelerator.is_available() else "cpu"),
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
+    )
+    return EditableModel(
+        model,
+        _tokenizer(directory, trust_remote_code),
+        path=directory,
+        name=str(name_or_path),
+        revision=revision,
+    )
+
+
+def _config(directory: Path, trust_remote_code: bool) -> Any:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{directory} has no config.json", hint="give the directory of a Transformers model, or a Hub id"
+        )
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON ({error})", hint="download the model again") from error
+    if "auto_map" in settings and not trust_remote_code:
+        raise ModelError(
+            f"{directory.name} needs the modelling code that comes with it",
+            hint="read that code; if you trust it, repeat with --trust-remote-code",
+        )
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (ValueError, KeyError) as error:
+        raise ModelError(
+            f"this version of transformers does not know the model type {settings.get('model_type')!r}",
+            hint="upgrade transformers (pip install -U transformers)",
+        ) from error
+
+
+def _auto_class(config: Any, directory: Path) -> Any:
+    """The loader for a text-generating model; architectures say what the checkpoint was saved as."""
+    architectures: list[str] = getattr(config, "architectures", None) or []
+    remote = set(getattr(config, "auto_map", None) or {})
+    other = [name for name in architectures if name.endswith(("MaskedLM", "Classification", "QuestionAnswering"))]
+    if config.is_encoder_decoder or other:
+        found = ", ".join(architectures) or "an encoder-decoder"
+        raise ModelError(f"{directory.name} is not a causal language model ({found})", hint="excise edits decoders")
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in remote:
+        return AutoModelForCausalLM
+    if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return AutoModelForImageTextToText
+    raise ModelError(
+        f"{directory.name} is not a causal language model (type {config.model_type})",
+        hint="excise edits models that generate text: decoders, and vision-language models with a decoder",
+    )
+
+
+def _tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+    if not any((directory / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")):
+        return None
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        directory, trust_remote_code=trust_remote_code, local_files_only=True
+    )
+    return tokenizer
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    if dtype not in _DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}", hint=f"one of: auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+__all__ = ["load"]
