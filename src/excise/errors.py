@@ -14,7 +14,7 @@
     ├── VerificationError          a baked model failed one of its checks
     ├── DiskFullError              no room left for what must be written
     ├── MissingExtraError          an optional package is needed
-    └── InterruptedRunError           stopped by the user; the next call resumes
+    └── InterruptedRunError        stopped by the user; the next call resumes
 
 Errors are raised where they are known and rendered once, at the edge of the command line.
 """

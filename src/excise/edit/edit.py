@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from excise.errors import EditError, EditMismatchError
 Strength = float | Mapping[str, float] | Callable[[Writer], float]
 
 
+@runtime_checkable
 class SurveyLike(Protocol):
     """What `Edit.project` needs to know about a model (a `Survey` is one)."""
 
@@ -37,6 +38,7 @@ class SurveyLike(Protocol):
         """The directions to remove from the writer's output so that its write loses `directions`."""
 
 
+@runtime_checkable
 class DirectionsLike(Protocol):
     """Directions by layer (a `Directions` is one)."""
 

@@ -322,7 +322,7 @@ def mixes_tokens(write: Write, writes: frozenset[Node]) -> str:
             continue
         visited.add(node)
         name = node.name()
-        if name.startswith(("ScaledDotProduct", "Softmax", "FlexAttention")):
+        if name.startswith(("ScaledDotProduct", "FlexAttention")) or "Softmax" in name:
             return "softmax"
         operands = [child for child, _ in node.next_functions]
         if name.startswith(("Convolution", "Cumsum", "BmmBackward")) and not any(_parameter_axes(o) for o in operands):
