@@ -88,6 +88,9 @@ def test_a_bidirectional_model_is_refused() -> None:
         _ = EditableModel(AutoModelForCausalLM.from_config(config)).survey
 
 
-def test_a_half_precision_model_is_proven_too() -> None:
-    model = EditableModel(build("qwen3", dtype=torch.bfloat16))
-    assert model.leak() < model.leak_tolerance < 0.05
+@pytest.mark.parametrize("kind", ["qwen3", "gemma2", "gpt_oss"])
+def test_a_half_precision_model_is_proven_in_fp32(kind: str) -> None:
+    model = EditableModel(build(kind, dtype=torch.bfloat16))
+    before = {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in model.hf_model.state_dict().items()}
+    assert model.leak() < model.leak_tolerance == 1e-4
+    assert {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in model.hf_model.state_dict().items()} == before

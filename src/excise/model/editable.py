@@ -109,8 +109,8 @@ class EditableModel:
 
     @property
     def leak_tolerance(self) -> float:
-        """The leak below which coverage is proven in this model's dtype."""
-        return probe.tolerance(self.dtype)
+        """The leak below which coverage is proven: 1e-4, or more for models too large to be probed in fp32."""
+        return probe.tolerance(self.hf_model)
 
     def exposure(self, direction: Float[Tensor, " hidden"], seed: int = 0) -> float:
         """The largest share of the residual stream along a direction, with whatever edit is live."""
