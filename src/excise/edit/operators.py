@@ -26,10 +26,11 @@ def delta(weight: Float[Tensor, ...], changes: Sequence[Change], *, axis: int) -
     directions has no other component to carry its length, and becomes zero).
     """
     columns = weight.float().movedim(axis, -1)
-    total = torch.zeros_like(columns)
+    total: Tensor | None = None
     for change in changes:
-        total += _projection_delta(columns, change) if isinstance(change, Projection) else _low_rank_delta(change)
-    return total.movedim(-1, axis)
+        term = _projection_delta(columns, change) if isinstance(change, Projection) else _low_rank_delta(change)
+        total = term if total is None else total.add_(term)
+    return (torch.zeros_like(columns) if total is None else total).movedim(-1, axis)
 
 
 def bias_delta(bias: Float[Tensor, ...], changes: Sequence[Change]) -> Float[Tensor, ...]:
@@ -45,7 +46,10 @@ def bias_delta(bias: Float[Tensor, ...], changes: Sequence[Change]) -> Float[Ten
 def output_delta(output: Float[Tensor, "... hidden"], change: Projection) -> Float[Tensor, "... hidden"]:
     """What a projection without norm mode adds to a writer's output: −λ Vᵀ V y."""
     directions = change.directions.to(device=output.device, dtype=output.dtype)
-    return (output @ directions.T) @ directions * -change.strength
+    if output.ndim < 2 or output.stride(-1) == 1:
+        return (output @ directions.T * -change.strength) @ directions
+    # The columns of a weight whose residual axis is not its last: stay in its layout, strided results are slow.
+    return (directions.T @ (directions @ output.mT * -change.strength)).mT
 
 
 def column_scale(weight: Float[Tensor, ...], change: Projection, *, axis: int) -> Float[Tensor, ...]:
@@ -60,7 +64,8 @@ def column_scale(weight: Float[Tensor, ...], change: Projection, *, axis: int) -
 
 def apply(weight: Float[Tensor, ...], changes: Sequence[Change], *, axis: int) -> Float[Tensor, ...]:
     """The edited weight in the dtype of `weight`, rounded once."""
-    return (weight.float() + delta(weight, changes, axis=axis)).to(weight.dtype)
+    exact = weight.float()
+    return delta(exact, changes, axis=axis).add_(exact).to(weight.dtype)
 
 
 def apply_bias(bias: Float[Tensor, ...], changes: Sequence[Change]) -> Float[Tensor, ...]:
@@ -72,8 +77,8 @@ def _projection_delta(columns: Float[Tensor, "*column hidden"], change: Projecti
     removed = output_delta(columns, change)
     if change.norm == "none":
         return removed
-    projected = columns + removed
-    return projected * _scale(columns, projected).unsqueeze(-1) - columns
+    projected = removed.add_(columns)
+    return projected.mul_(_scale(columns, projected).unsqueeze(-1)).sub_(columns)
 
 
 def _scale(

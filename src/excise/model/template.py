@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -66,9 +65,7 @@ class ChatTemplate:
         text = self._render(messages, **options)
         return text if thinking else self._close_thinking(text)
 
-    def encode(
-        self, prompts: Sequence[str], *, system: str | None = None, thinking: bool = False
-    ) -> list[list[int]]:
+    def encode(self, prompts: Sequence[str], *, system: str | None = None, thinking: bool = False) -> list[list[int]]:
         """Token ids of each rendered prompt: no special token is added, and the first one is never doubled."""
         texts = [self.render(prompt, system=system, thinking=thinking) for prompt in prompts]
         return [self._without_doubled_bos(list(ids)) for ids in self._tokenise(texts)]
@@ -163,6 +160,8 @@ class ChatTemplate:
     # Tokens
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return ids
 
@@ -249,7 +248,7 @@ def _source(tokenizer: Any) -> str | None:
         source: str = tokenizer.get_chat_template()
     except ValueError as error:
         raise ModelError(
-            f"the tokenizer's chat template cannot be chosen: {re.sub(r'\\s+', ' ', str(error))}",
+            f"the tokenizer's chat template cannot be chosen: {' '.join(str(error).split())}",
             hint="give the checkpoint one default chat template",
         ) from error
     return source

@@ -1,0 +1,55 @@
+# Everything here works on a fresh clone: the virtual environment is made, and excise installed, when first needed.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Several processes share a machine, and the demo's tensors are small: threads beyond the cores only get in each other's way.
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help demo test test-all lint format docs bench install clean
+
+help:
+	@echo "make demo      remove a behavior from the bundled model, in a few minutes and without a network"
+	@echo "make test      the tests (test-all: those that take minutes as well)"
+	@echo "make lint      ruff, mypy, import-linter (format: let ruff fix what it can)"
+	@echo "make docs      write docs/cli.md again"
+	@echo "make bench     comparisons, on a model of your own: see bench/"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "excise needs Python 3.11 or later; say where it is: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/excise demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(INSTALLED)
+	$(BIN)/python -m excise.cli.reference > docs/cli.md
+
+bench: $(INSTALLED)
+	$(BIN)/python bench/real_model.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

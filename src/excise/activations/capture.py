@@ -1,0 +1,171 @@
+"""Residuals of prompts at chosen positions of every layer.
+
+Forward hooks on the decoder layers pick the wanted tokens out of the residual stream as it passes; the stack of all
+hidden states is never held, and the LM head runs only to choose the response tokens that some positions need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from excise.activations.moments import MomentAccumulator, Moments
+from excise.activations.positions import Plan, plan_positions, response_tokens_needed
+from excise.model import EditableModel
+from excise.model.forward import Rows, forward, pad_id, pad_left, rows_that_fit, run_in_batches
+from excise.model.generate import end_tokens, generate_from_tokens
+from excise.progress import Progress, silent
+
+RESPONSE_TOKENS = 16
+"""How many tokens of a response the position `response` averages over, at most."""
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """The residual stream of some prompts after every layer, in fp32 on the CPU.
+
+    values     one vector per prompt, position and layer
+    positions  the names of the positions
+    """
+
+    values: Float[Tensor, "prompt position layer hidden"]
+    positions: tuple[str, ...]
+
+
+def capture_residuals(
+    model: EditableModel,
+    prompts: Sequence[str],
+    positions: Sequence[str],
+    *,
+    system: str | None = None,
+    thinking: bool = False,
+    response_tokens: int = RESPONSE_TOKENS,
+    winsorise: float | None = None,
+    batch_size: int | None = None,
+    progress: Progress = silent,
+) -> Residuals:
+    """Residuals of every prompt, in the order of the prompts.
+
+    positions        see `excise.activations.positions`; those of the response are taken on the model's own greedy one
+    response_tokens  that the position `response` averages over, at most
+    winsorise        clamp the components of every vector to this quantile of their magnitudes (0.995, say), so that
+                     massive activations do not dominate means; None leaves them
+
+    Needs prompt × position × layer × hidden × 4 bytes; `capture_moments` needs no more for many prompts than for one.
+    Raises `BehaviorError` for an unknown position, `ModelError` where not even one prompt fits in memory.
+    """
+    kept: dict[int, Tensor] = {}
+
+    def keep(indices: list[int], values: Tensor) -> None:
+        kept.update(zip(indices, values, strict=True))
+
+    rows = model.template.encode(prompts, system=system, thinking=thinking)
+    responses = _responses(model, rows, positions, response_tokens, batch_size, progress)
+    stream_residuals(
+        model, rows, responses, positions, keep, winsorise=winsorise, batch_size=batch_size, progress=progress
+    )
+    return Residuals(torch.stack([kept[index] for index in range(len(rows))]), tuple(positions))
+
+
+def capture_moments(
+    model: EditableModel,
+    prompts: Sequence[str],
+    positions: Sequence[str],
+    *,
+    system: str | None = None,
+    thinking: bool = False,
+    response_tokens: int = RESPONSE_TOKENS,
+    winsorise: float | None = None,
+    batch_size: int | None = None,
+    progress: Progress = silent,
+) -> Moments:
+    """Moments over the prompts of what `capture_residuals` gives: tensors of shape (position, layer, hidden)."""
+    accumulator = MomentAccumulator()
+    rows = model.template.encode(prompts, system=system, thinking=thinking)
+    responses = _responses(model, rows, positions, response_tokens, batch_size, progress)
+    stream_residuals(
+        model,
+        rows,
+        responses,
+        positions,
+        lambda _, values: accumulator.update(values),
+        winsorise=winsorise,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return accumulator.result()
+
+
+def stream_residuals(
+    model: EditableModel,
+    prompt_ids: Rows,
+    response_ids: Rows,
+    positions: Sequence[str],
+    consume: Callable[[list[int], Tensor], None],
+    *,
+    winsorise: float | None = None,
+    batch_size: int | None = None,
+    progress: Progress = silent,
+) -> None:
+    """Call `consume(row indices, values)` for batches of rows, `values` being (row, position, layer, hidden) in fp32."""
+    rows = [[*prompt, *response] for prompt, response in zip(prompt_ids, response_ids, strict=True)]
+    pad, layers = pad_id(model), model.layers
+
+    def work(indices: list[int]) -> None:
+        plan = plan_positions(
+            positions,
+            [len(prompt_ids[index]) for index in indices],
+            [len(response_ids[index]) for index in indices],
+        )
+        taken: list[Tensor] = []
+        with ExitStack() as hooks:
+            for layer in layers:
+                hooks.callback(layer.register_forward_hook(_taking(plan, taken)).remove)
+            forward(model, pad_left([rows[index] for index in indices], pad, model.device))
+        values = torch.stack([vectors.cpu() for vectors in taken], dim=2)
+        consume(indices, values if winsorise is None else winsorised(values, winsorise))
+
+    size = batch_size or rows_that_fit(model, tokens=max(len(row) for row in rows))
+    run_in_batches(model, rows, work, batch_size=size, progress=progress, label="activations")
+
+
+def winsorised(values: Float[Tensor, "... hidden"], quantile: float) -> Float[Tensor, "... hidden"]:
+    """Every vector with its components clamped to a quantile of their own magnitudes."""
+    rank = min(max(round(quantile * values.shape[-1]), 1), values.shape[-1])
+    limit = values.abs().kthvalue(rank, dim=-1, keepdim=True).values
+    return values.clamp(min=-limit, max=limit)
+
+
+def _taking(plan: Plan, taken: list[Tensor]) -> Callable[..., None]:
+    def hook(_: Any, __: Any, output: Any) -> None:
+        taken.append(plan.take(output[0] if isinstance(output, tuple | list) else output))
+
+    return hook
+
+
+def _responses(
+    model: EditableModel,
+    rows: Rows,
+    positions: Sequence[str],
+    most: int,
+    batch_size: int | None,
+    progress: Progress,
+) -> list[list[int]]:
+    """As many of the model's own greedy response tokens per prompt as the positions need."""
+    needed = response_tokens_needed(positions, most=most)
+    if needed == 0:
+        return [[] for _ in rows]
+    responses = generate_from_tokens(model, rows, max_tokens=needed, batch_size=batch_size, progress=progress)
+    ends = end_tokens(model)
+    return [_without_end(response.tokens, ends) for response in responses]
+
+
+def _without_end(tokens: Sequence[int], ends: frozenset[int]) -> list[int]:
+    """The token that ends a response is no part of it, unless there is nothing else."""
+    return list(tokens[:-1] if len(tokens) > 1 and tokens[-1] in ends else tokens)

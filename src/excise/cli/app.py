@@ -1,0 +1,48 @@
+"""The entry point `excise`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from excise import __version__
+from excise.cli import bake, behaviors, chat, demo, doctor, eval, find, inspect, run, search, verify
+from excise.cli.options import COMMANDS
+
+__all__ = ["app", "main"]
+
+_ORDER = (run, demo, inspect, find, search, eval, bake, verify, chat, behaviors, doctor)
+"""Each module holds the command of its name, in the order of the help."""
+
+app = typer.Typer(
+    name="excise",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+for _module in _ORDER:
+    _name = _module.__name__.rpartition(".")[2]
+    app.command(_name)(COMMANDS[_name])
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _excise(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Remove one learned behavior from a language model's weights, and prove it."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,60 @@
+"""`excise run`: the whole job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+
+from excise.cli.options import command, settings
+from excise.cli.progress import duration
+from excise.cli.session import Outcome, Session
+from excise.cli.tables import front_table, heading, line, score_table
+from excise.config import RunConfig
+
+
+@command("run", takes=settings("model", "data", "search", "output"))
+def run(session: Session, config: RunConfig) -> Outcome:
+    """Find the behavior, search for the edit that removes it, validate it on held-out prompts, bake it, report.
+
+    Called again with the same settings, it goes on where it was stopped.
+    """
+    import excise
+
+    result = excise.run(config, progress=session.progress)
+    return Outcome(data=result, shown=tuple(told(result)), missed=missed(result, config))
+
+
+def told(result: Mapping[str, Any]) -> list[RenderableType]:
+    """What people want to know of a result."""
+    out = Path(result["out"])
+    parts: list[RenderableType] = [
+        heading(f"{result['model']}: {result['behavior']}"),
+        score_table({"before": result["before"], "after": result["after"]}),
+        heading("Front"),
+        front_table(result["front"]),
+        line(""),
+        line(f"coverage {100 * result['coverage']:.0f} %, leak {result['leak']:.2g}" + _baked(result)),
+    ]
+    parts += [line(f"warning: {warning}") for warning in result.get("warnings", ())]
+    parts.append(line(f"{duration(result['seconds'])}; see {out / 'report.html'}"))
+    return parts
+
+
+def missed(result: Mapping[str, Any], config: RunConfig) -> tuple[str, ...]:
+    """Goals and proofs that the run did not reach."""
+    after, found = result["after"], []
+    if config.max_rate is not None and after["rate"] > config.max_rate:
+        found.append(f"the behavior is shown in {after['rate']:.1%} of the report prompts, above {config.max_rate:.1%}")
+    if config.max_kl is not None and after["kl_first"]["mean"] > config.max_kl:
+        found.append(f"the first-token KL is {after['kl_first']['mean']:.3g}, above {config.max_kl:.3g}")
+    for check in (result.get("verify") or {}).get("checks", ()):
+        if not check["passed"]:
+            found.append(f"{check['name']}: {check['detail']}")
+    return tuple(found)
+
+
+def _baked(result: Mapping[str, Any]) -> str:
+    return "" if result.get("leak_baked") is None else f", leak of the baked model {result['leak_baked']:.2g}"

@@ -1,0 +1,75 @@
+"""`excise search`: the edits that trade the behavior against everything else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import RenderableType
+
+from excise.cli.options import command, settings
+from excise.cli.session import Outcome, Session
+from excise.cli.tables import front_table, line
+from excise.config import RunConfig
+
+
+@command("search", takes=settings("model", "data", "search", "output", but=("allow_partial", "force", "bake")))
+def search(session: Session, config: RunConfig) -> Outcome:
+    """Search for the edits that remove the behavior at the least cost, and save them under DIR/edits.
+
+    Called again with the same settings, it goes on where it was stopped.
+    """
+    from excise.behaviors import Behavior, SplitSizes
+    from excise.runs import RunDirectory, write_json
+    from excise.search import search as find_edits
+
+    behavior = Behavior.from_config(config)
+    splits = behavior.splits(SplitSizes(*config.splits), seed=config.seed, offline=config.offline)
+    with RunDirectory.open(config.directory, config={**config.identity(), "command": "search"}) as run:
+        model = session.load_model(config)
+        found = find_edits(
+            model,
+            behavior,
+            splits=splits,
+            seed=config.seed,
+            budget=config.budget,
+            trials=config.trials,
+            norm=config.norm,
+            directory=run.path / "study",
+            max_kl=config.max_kl,
+            max_rate=config.max_rate,
+            progress=session.progress,
+        )
+        front: list[dict[str, Any]] = []
+        for index, point in enumerate(found.front):
+            name = f"edits/{index:03d}.safetensors"
+            point.edit.save(run.path / name)
+            front.append(
+                {"rate": point.rate, "kl_first": point.kl_first, "kl_sequence": point.kl_sequence, "edit": name}
+            )
+        found.best.save(run.path / "edit.safetensors")
+        data = {
+            "model": config.model,
+            "behavior": behavior.name,
+            "out": str(run.path),
+            "splits": splits.sizes(),
+            "front": front,
+            "best": "edit.safetensors",
+            "trials": found.trials,
+            "screened": found.screened,
+            "seconds": found.seconds,
+        }
+        write_json(run.path / "search.json", data)
+    shown: tuple[RenderableType, ...] = (
+        front_table(front),
+        line(f"\n{found.trials} trials; the best edit: {run.path / 'edit.safetensors'}"),
+    )
+    return Outcome(data=data, shown=shown, missed=_missed(front, config))
+
+
+def _missed(front: list[dict[str, Any]], config: RunConfig) -> tuple[str, ...]:
+    reached = any(
+        (config.max_rate is None or point["rate"] <= config.max_rate)
+        and (config.max_kl is None or point["kl_first"] <= config.max_kl)
+        for point in front
+    )
+    return () if reached else ("no edit of the front reaches the goals --max-rate and --max-kl",)

@@ -1,0 +1,173 @@
+"""Every setting, declared once: type, default, help and checks.
+
+Command line flags, keys of a configuration file and the reference page all come from `RunConfig`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from excise.errors import InputError
+
+Group = Literal["model", "data", "search", "output"]
+
+
+def _setting(default: Any, help: str, *, group: Group, shapes_result: bool = True, **checks: Any) -> Any:
+    """One setting. `shapes_result`: whether another value makes another run, which must not resume the old one."""
+    extra: dict[str, JsonValue] = {"group": group, "shapes_result": shapes_result}
+    return Field(default, description=help, json_schema_extra=extra, **checks)
+
+
+class RunConfig(BaseModel):
+    """What a run is asked to do. Frozen: what is found out on the way belongs in the run's record, not here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = _setting(..., "Model: a local directory or a Hub id.", group="model", min_length=1)
+    revision: str | None = _setting(None, "Revision of a model on the Hub (branch, tag or commit).", group="model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
+        "auto", "Precision to load the model in; auto: the checkpoint's own.", group="model"
+    )
+    device_map: str | None = _setting(
+        None,
+        "Where to put the model: cpu, cuda, auto (spread over all devices); by default one GPU if there is one.",
+        group="model",
+        shapes_result=False,
+    )
+    trust_remote_code: bool = _setting(False, "Run Python code that comes with the model.", group="model")
+    offline: bool = _setting(
+        False, "Touch no network; use what is on this machine.", group="model", shapes_result=False
+    )
+    allow_partial: bool = _setting(
+        False,
+        "Go on where some writers of the residual stream could not be found or proven.",
+        group="model",
+        shapes_result=False,
+    )
+
+    behavior: str = _setting("refusal", "What to remove: a name (see `excise behaviors`) or a TOML file.", group="data")
+    target: str | None = _setting(
+        None,
+        "Prompts that show the behavior: a text file (one per line), JSONL, CSV, Parquet, or a Hub dataset "
+        "owner/name@revision[split].",
+        group="data",
+    )
+    baseline: str | None = _setting(
+        None, "Prompts that do not show it, whose answers must stay the same; as for --target.", group="data"
+    )
+    column: str | None = _setting(None, "Column that holds the prompts.", group="data")
+    marker: tuple[str, ...] = _setting(
+        (),
+        "A response that holds this text shows the behavior (repeatable); replaces the behavior's own detectors.",
+        group="data",
+    )
+    system: str | None = _setting(None, "System turn of every prompt.", group="data")
+    thinking: bool = _setting(False, "Let thinking models think before they answer.", group="data")
+    splits: tuple[int, int, int, int] = _setting(
+        (128, 50, 50, 100), "Prompts per side to fit, tune, select and report on, at most.", group="data"
+    )
+    max_tokens: int | None = _setting(
+        None, "Tokens of a response to generate when measuring; by default the behavior's own.", group="data", gt=0
+    )
+    batch_size: int | None = _setting(
+        None, "Prompts per batch; by default chosen, and halved when memory runs out.", group="data", gt=0,
+        shapes_result=False,
+    )  # fmt: skip
+    force: bool = _setting(
+        False, "Go on even if the model hardly shows the behavior.", group="data", shapes_result=False
+    )
+
+    budget: Literal["quick", "standard", "thorough"] = _setting("standard", "How long to search.", group="search")
+    trials: int | None = _setting(
+        None, "Trials of the search; by default as many as the budget says.", group="search", gt=0
+    )
+    norm: Literal["none", "column"] | None = _setting(
+        None, "Keep the length of the weights' columns (column) or not (none); by default searched.", group="search"
+    )
+    max_kl: float | None = _setting(
+        None,
+        "Goal: first-token KL from the base model on baseline prompts, in nats, at most this.",
+        group="search",
+        gt=0,
+    )
+    max_rate: float | None = _setting(
+        None, "Goal: share of target prompts that still show the behavior, at most this.", group="search", ge=0, le=1
+    )
+    seed: int = _setting(0, "Seed of everything random.", group="search", ge=0)
+
+    out: Path | None = _setting(
+        None, "Directory of the run; by default runs/MODEL-BEHAVIOR.", group="output", shapes_result=False
+    )
+    bake: bool = _setting(True, "Write the edited model.", group="output", shapes_result=False)
+
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _splits_from_text(cls, value: object) -> object:
+        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple) or len(parts) != 4:
+            raise ValueError("give four numbers, such as 128,50,50,100")
+        return tuple(parts)
+
+    @field_validator("splits")
+    @classmethod
+    def _splits_hold_prompts(cls, splits: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+        if min(splits) < 1:
+            raise ValueError("every split needs at least one prompt")
+        return splits
+
+    @classmethod
+    def resolve(cls, *, given: Mapping[str, Any], file: Path | None = None) -> Self:
+        """The settings given by name, over those of a TOML file, over the defaults.
+
+        Raises `InputError` for a file that cannot be read, an unknown setting, or a value that does not fit.
+        """
+        values = ({} if file is None else _read(file)) | dict(given)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = str(first["loc"][0]) if first["loc"] else ""
+            if first["type"] == "extra_forbidden":
+                raise InputError(
+                    f"unknown setting '{key}'", hint=f"the settings are: {', '.join(cls.model_fields)}"
+                ) from error
+            if first["type"] == "missing" and len(first["loc"]) == 1:
+                raise InputError(f"no {key} given", hint=f"give it on the command line or as `{key} = ...`") from error
+            about = cls.model_fields[key].description
+            raise InputError(f"{key}: {first['msg']} (got {first['input']!r})", hint=f"{key}: {about}") from error
+
+    @property
+    def directory(self) -> Path:
+        """Where the run lives."""
+        if self.out is not None:
+            return self.out
+        local = Path(self.model).expanduser()
+        model = local.resolve().name if local.is_dir() else self.model.rpartition("/")[2]
+        return Path("runs") / f"{model}-{Path(self.behavior).stem.removeprefix('demo:')}"
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that shape the result, as JSON values: two runs with the same ones are the same run."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if describe(name)["shapes_result"]}
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What is known of a setting beside its type and default: `help`, `group`, `shapes_result`."""
+    field: FieldInfo = RunConfig.model_fields[name]
+    extra = field.json_schema_extra
+    return {"help": field.description or "", **(extra if isinstance(extra, dict) else {})}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}", hint="give the path of a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not a TOML file: {error}", hint="write one setting per line: seed = 1") from error
+    return {key.replace("-", "_"): value for key, value in content.items()}

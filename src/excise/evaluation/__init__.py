@@ -1,0 +1,30 @@
+"""Measuring: how often the behavior is shown, and what else an edit changes."""
+
+from excise.evaluation.evaluate import Scores, evaluate
+from excise.evaluation.labels import LABELS, Label, is_degenerate, label_response
+from excise.evaluation.onset import Onset
+from excise.evaluation.rate import Rate, RateResult, behavior_rate
+from excise.evaluation.reference import Divergence, Reference
+from excise.evaluation.scorer import Scorer, Subject, scorer, scorers
+from excise.evaluation.statistics import Summary, wilson
+
+__all__ = [
+    "LABELS",
+    "Divergence",
+    "Label",
+    "Onset",
+    "Rate",
+    "RateResult",
+    "Reference",
+    "Scorer",
+    "Scores",
+    "Subject",
+    "Summary",
+    "behavior_rate",
+    "evaluate",
+    "is_degenerate",
+    "label_response",
+    "scorer",
+    "scorers",
+    "wilson",
+]

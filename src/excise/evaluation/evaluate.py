@@ -1,0 +1,106 @@
+"""Everything that is measured about one model, edited or not, on one split of a behavior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from excise.behaviors import Behavior, Split, Splits
+from excise.edit import Edit
+from excise.errors import InputError
+from excise.evaluation.rate import Rate, RateResult, behavior_rate
+from excise.evaluation.reference import Divergence, Reference
+from excise.evaluation.scorer import Subject, scorers
+from excise.model import EditableModel
+from excise.model.generate import Response
+from excise.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured on one split.
+
+    rate           how often target prompts show the behavior
+    baseline_rate  how often baseline prompts do; None where it was not asked for
+    divergence     from the base model, on baseline prompts
+    split          the prompts' split
+    others         what further registered scorers found
+    responses      to the target prompts, in their order (not part of `to_json`)
+    """
+
+    rate: Rate
+    divergence: Divergence
+    split: Split
+    baseline_rate: Rate | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)
+    responses: tuple[Response, ...] = ()
+    baseline_responses: tuple[Response, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, flat: `rate`, `rate_interval`, `labels`, `kl_first`, `kl_sequence`, `top1`, …"""
+        baseline = (
+            {f"baseline_{key}": value for key, value in self.baseline_rate.to_json().items()}
+            if self.baseline_rate is not None
+            else {}
+        )
+        return {"split": self.split, **self.rate.to_json(), **self.divergence.to_json(), **baseline, **self.others}
+
+
+def evaluate(
+    model: EditableModel,
+    behavior: Behavior | str,
+    *,
+    edit: Edit | None = None,
+    split: Split = "report",
+    splits: Splits | None = None,
+    reference: Reference | None = None,
+    max_tokens: int | None = None,
+    tokens: int = 32,
+    batch_size: int | None = None,
+    baseline: bool = True,
+    seed: int = 0,
+    offline: bool = False,
+    progress: Progress = silent,
+) -> Scores:
+    """Score a model on one split, with `edit` live if one is given; the model is left as it was.
+
+    splits      None makes the behavior's own, with `seed`
+    reference   what the base model does on the split's baseline prompts; None measures it first
+    max_tokens  per response to a target prompt; None: the behavior's own
+    tokens      of the base model's continuations that the divergence covers
+    baseline    whether the behavior's rate on baseline prompts is measured too
+
+    Raises `BehaviorError`, `PromptError`, `EditMismatchError`, `ModelError`, `InputError`.
+    """
+    loaded = Behavior.load(behavior) if isinstance(behavior, str) else behavior
+    prompts = (splits or loaded.splits(seed=seed, offline=offline))[split]
+    if reference is None:
+        reference = Reference.measure(
+            model, prompts.baseline, loaded, tokens=tokens, batch_size=batch_size, progress=progress
+        )
+    elif len(reference.prompts) != len(prompts.baseline):
+        raise InputError(
+            f"the reference covers {len(reference.prompts)} prompts, the split {len(prompts.baseline)}",
+            hint="measure the reference on the baseline prompts of the same split",
+        )
+
+    def rate_on(some: tuple[str, ...]) -> RateResult:
+        return behavior_rate(model, some, loaded, max_tokens=max_tokens, batch_size=batch_size, progress=progress)
+
+    subject = Subject(model, loaded, prompts, reference, max_tokens, batch_size, progress)
+    with model.edited(edit) if edit is not None else nullcontext():
+        divergence = reference.compare(model, progress=progress)
+        target = rate_on(prompts.target)
+        other = rate_on(prompts.baseline) if baseline else None
+        others = {key: value for scorer in scorers().values() for key, value in scorer(subject).items()}
+    return Scores(
+        rate=target.rate,
+        divergence=divergence,
+        split=split,
+        baseline_rate=other.rate if other else None,
+        others=others,
+        responses=target.responses,
+        baseline_responses=other.responses if other else (),
+    )

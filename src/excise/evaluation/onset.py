@@ -1,0 +1,113 @@
+"""A forecast of the behavior rate from one forward pass, without generating.
+
+On responses of the base model that show the behavior, the sentence that shows it begins with one of a few tokens. How
+likely those tokens are at that very place, after an edit, tells whether the sentence would still be begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from excise.behaviors import Behavior
+from excise.errors import InputError
+from excise.model.forward import TokenModel, last_logits, pad_id, pad_left, rows_that_fit, run_in_batches
+from excise.model.generate import Response, TextModel
+from excise.model.template import ChatTemplate
+from excise.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Onset:
+    """Where the base model begins to show the behavior.
+
+    rows     prompt and response up to that place, for each prompt whose response shows it
+    tokens   the tokens that follow there, over all rows
+    prompts  for each row, the index of its prompt
+    total    number of prompts looked at, those that do not show the behavior included
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    tokens: tuple[int, ...]
+    prompts: tuple[int, ...]
+    total: int
+    batch_size: int | None = None
+
+    @classmethod
+    def measure(
+        cls,
+        model: TextModel,
+        prompts: Sequence[str],
+        behavior: Behavior,
+        responses: Sequence[Response],
+        *,
+        batch_size: int | None = None,
+    ) -> Onset:
+        """Find the onsets in the base model's `responses` to target prompts (as `behavior_rate` returns them)."""
+        if len(prompts) != len(responses):
+            raise InputError(
+                f"{len(prompts)} prompts and {len(responses)} responses", hint="give one response for each prompt"
+            )
+        encoded = model.template.encode(prompts, system=behavior.system, thinking=behavior.thinking)
+        inside = model.template.opens_thinking(thinking=behavior.thinking)
+        rows, tokens, shown = [], set(), []
+        for index, (prompt, response) in enumerate(zip(encoded, responses, strict=True)):
+            place = onset_token(response, behavior, model.template, inside=inside)
+            if place is not None:
+                rows.append((*prompt, *response.tokens[:place]))
+                tokens.add(response.tokens[place])
+                shown.append(index)
+        return cls(tuple(rows), tuple(sorted(tokens)), tuple(shown), len(prompts), batch_size)
+
+    def margin(self, model: TokenModel, *, progress: Progress = silent) -> Float[Tensor, " prompt"]:
+        """For each row, log-odds that an onset token comes next under the live edit; above 0 it is more likely so."""
+        margins = torch.zeros(len(self.rows))
+        if not self.rows:
+            return margins
+        size = self.batch_size or rows_that_fit(model, tokens=max(len(row) for row in self.rows))
+
+        def work(indices: list[int]) -> Tensor:
+            batch = pad_left([self.rows[index] for index in indices], pad_id(model), model.device)
+            return _log_odds(last_logits(model, batch, 1)[:, -1].float(), self.tokens).cpu()
+
+        for indices, values in run_in_batches(
+            model, self.rows, work, batch_size=size, progress=progress, label="screening"
+        ):
+            margins[indices] = values
+        return margins
+
+    def estimated_rate(self, model: TokenModel, *, progress: Progress = silent) -> float:
+        """Share of all prompts looked at whose margin is above 0."""
+        if self.total == 0:
+            return 0.0
+        return (self.margin(model, progress=progress) > 0).sum().item() / self.total
+
+
+def onset_token(response: Response, behavior: Behavior, template: ChatTemplate, *, inside: bool = False) -> int | None:
+    """Index of the response token that begins the sentence which shows the behavior; None where none does.
+
+    inside  the prompt ended within an open thinking segment
+    """
+    start = template.answer_start(response.text, inside=inside)
+    character = behavior.find_onset(response.text[start:])
+    if character is None:
+        return None
+    low, high = 0, len(response.tokens) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if len(template.decode(response.tokens[: middle + 1])) > start + character:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _log_odds(logits: Float[Tensor, "row vocab"], tokens: Sequence[int]) -> Float[Tensor, " row"]:
+    index = torch.tensor(tokens, device=logits.device)
+    inside = logits[:, index].logsumexp(dim=-1)
+    rest = logits.index_fill(1, index, -torch.inf).logsumexp(dim=-1)
+    return inside - rest

@@ -1,0 +1,113 @@
+"""How often the model shows the behavior."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from excise.behaviors import Behavior
+from excise.evaluation.labels import LABELS, Label, label_response
+from excise.evaluation.statistics import wilson
+from excise.model.generate import Response, TextModel, generate
+from excise.model.template import ChatTemplate
+from excise.progress import Progress, silent
+
+# A hit counts as certain once this many characters have followed it: "I can't" may go on with "wait to help".
+_SETTLED = 40
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`count` of `total` responses show the behavior; `labels` counts every label."""
+
+    count: int
+    total: int
+    labels: Mapping[Label, int]
+
+    @property
+    def value(self) -> float:
+        """The share; 0 of 0 is 0."""
+        return self.count / self.total if self.total else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson interval of the share."""
+        return wilson(self.count, self.total)
+
+    @classmethod
+    def of(cls, labels: Sequence[Label]) -> Rate:
+        """Count labels."""
+        counts = Counter(labels)
+        return cls(counts["behavior"], len(labels), {label: counts[label] for label in LABELS})
+
+    def to_json(self) -> dict[str, Any]:
+        """`rate`, `rate_interval` and `labels`."""
+        return {"rate": self.value, "rate_interval": list(self.interval), "labels": dict(self.labels)}
+
+
+@dataclass(frozen=True)
+class RateResult:
+    """A rate with the responses it was counted on, in the order of the prompts."""
+
+    rate: Rate
+    responses: tuple[Response, ...]
+    labels: tuple[Label, ...]
+
+
+def behavior_rate(
+    model: TextModel,
+    prompts: Sequence[str],
+    behavior: Behavior,
+    *,
+    max_tokens: int | None = None,
+    batch_size: int | None = None,
+    stop_early: bool = False,
+    progress: Progress = silent,
+) -> RateResult:
+    """Generate greedily, with whatever edit is live, and label every response.
+
+    max_tokens  None: as the behavior says
+    stop_early  a row leaves the batch once the behavior is shown beyond doubt, or can no longer be shown because the
+                detectors' window has passed; what the rest of that response would have been stays unknown, so fewer
+                responses may be labelled degenerate
+    """
+    stop = _decided(behavior, model.template) if stop_early else None
+    responses = generate(
+        model,
+        prompts,
+        system=behavior.system,
+        thinking=behavior.thinking,
+        max_tokens=max_tokens or behavior.max_tokens,
+        batch_size=batch_size,
+        stop=stop,
+        progress=progress,
+    )
+    inside = model.template.opens_thinking(thinking=behavior.thinking)
+    answers = [answer_of(response.text, model.template, inside=inside) for response in responses]
+    labels = tuple(label_response(answer, behavior) for answer in answers)
+    return RateResult(Rate.of(labels), tuple(responses), labels)
+
+
+def answer_of(text: str, template: ChatTemplate, *, inside: bool = False) -> str:
+    """A response without what this model thinks first."""
+    return text[template.answer_start(text, inside=inside) :]
+
+
+def _decided(behavior: Behavior, template: ChatTemplate) -> Callable[[str], bool]:
+    inside = template.opens_thinking(thinking=behavior.thinking)
+    window = behavior.detectors.window
+
+    def decided(text: str) -> bool:
+        answer = answer_of(text, template, inside=inside)
+        if behavior.find_onset(answer) is not None and behavior.find_onset(answer[:-_SETTLED]) is not None:
+            return True
+        return window is not None and len(answer) > window + _SETTLED and not _is_thinking(answer)
+
+    return decided
+
+
+def _is_thinking(answer: str) -> bool:
+    """Whether an answer begins with thinking that only a generic tag tells (its length says nothing then)."""
+    return answer.lstrip().startswith(("<", "["))

@@ -1,0 +1,111 @@
+"""The whole job, top to bottom: load, prove, find, search, report, bake, verify.
+
+Every stage leaves its artefact in the run directory, keyed by a hash of what it depends on: a run that was stopped at
+any moment goes on from there, and reads the report split once.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from excise import stages
+from excise.behaviors import Behavior, SplitSizes
+from excise.config import RunConfig
+from excise.model import load
+from excise.progress import Progress, silent
+from excise.record import assemble
+from excise.report import write_report
+from excise.runs import RunDirectory, write_json
+from excise.search import search
+from excise.stages import GroundTruth, Job
+
+
+def run(
+    model: str | RunConfig,
+    *,
+    progress: Progress = silent,
+    ground_truth: GroundTruth | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Remove one behavior from a model: the edit, the baked model, the report, and `result.json` as a dictionary.
+
+    model         a directory or Hub id, with `settings` the other fields of `RunConfig`; or a whole `RunConfig`
+    ground_truth  further scores of the model as it stands, measured before and after (the demo's right answers)
+
+    Raises an `ExciseError` for anything the user can act on; bad input is refused before anything is written.
+    """
+    config = model if isinstance(model, RunConfig) else RunConfig.resolve(given={"model": model, **settings})
+    behavior = behavior_of(config)
+    splits = behavior.splits(SplitSizes(*config.splits), seed=config.seed, offline=config.offline)
+
+    with RunDirectory.open(config.directory, config=config.identity()) as directory:
+        began = time.perf_counter()
+        loaded = load(
+            config.model,
+            revision=config.revision,
+            dtype=config.dtype,
+            device_map=config.device_map,
+            trust_remote_code=config.trust_remote_code,
+            offline=config.offline,
+        )
+        job = Job(config, behavior, splits, loaded, directory, progress)
+        job.seconds["load"] = time.perf_counter() - began
+
+        with job.timed("prove"):
+            survey, leak = stages.prove(job)
+        with job.timed("base"):
+            stages.check_shown(job)
+        with job.timed("find"):
+            directions = stages.find(job)
+        with job.timed("search"):
+            found = search(
+                loaded,
+                behavior,
+                splits=splits,
+                directions=directions,
+                seed=config.seed,
+                budget=config.budget,
+                trials=config.trials,
+                norm=config.norm,
+                directory=job.stage("search", norm=config.norm).path("study.db").parent,
+                max_kl=config.max_kl,
+                max_rate=config.max_rate,
+                progress=progress,
+            )
+            front = stages.save_edits(job, found)
+        with job.timed("report"):
+            scores = stages.score(job, found.best)
+            truth = stages.measure_truth(job, found.best, ground_truth) if ground_truth else {}
+        baked: dict[str, Any] = {}
+        if config.bake:
+            with job.timed("bake"):
+                baked = stages.bake_and_verify(job, found.best)
+
+        result = assemble(
+            job,
+            survey=survey,
+            leak=leak,
+            directions=directions,
+            found=found,
+            front=front,
+            scores=scores,
+            truth=truth,
+            baked=baked,
+        )
+        write_json(directory.path / "result.json", result)
+        write_report(result, directory.path)
+        return result
+
+
+def behavior_of(config: RunConfig) -> Behavior:
+    """The behavior that the settings ask for, with their prompts, markers and system turn."""
+    return Behavior.load(config.behavior).with_options(
+        target=config.target,
+        baseline=config.baseline,
+        column=config.column,
+        markers=config.marker,
+        system=config.system,
+        thinking=config.thinking or None,
+        max_tokens=config.max_tokens,
+    )

@@ -1,0 +1,162 @@
+"""Tables of what was measured: rates before and after, distance from the base, controls, the demo's ground truth."""
+
+from __future__ import annotations
+
+from excise.report import formats
+from excise.report.headline import change_holds
+from excise.report.record import Record, as_number
+from excise.report.subject import prompts
+from excise.report.table import Mark, Status, Table, judge
+
+_LABELS = {
+    "behavior": "shows the behavior",
+    "comply": "ordinary answer",
+    "deflect": "evades without the behavior's wording",
+    "degenerate": "broken text (repetition, empty)",
+}
+_KNOWN = {"rate", "rate_interval", "labels", "kl_first", "kl_sequence", "top1", "perplexity_ratio"}
+_STATISTICS = ("mean", "median", "p95", "max")
+
+
+def rates(result: Record) -> Table | None:
+    """The rate and the labels of the answers, before and after; None where nothing was measured."""
+    before, after = result.record("before"), result.record("after")
+    if before.number("rate") is None and after.number("rate") is None:
+        return None
+    rows: list[tuple[str | Mark, ...]] = [
+        ("Behavior shown", _rate(before), _rate(after)),
+    ]
+    seen = [*_LABELS, *before.fields("labels"), *after.fields("labels")]
+    for label in dict.fromkeys(seen):
+        counts = before.number("labels", label), after.number("labels", label)
+        if any(count is not None for count in counts):
+            name = f"Answers: {_LABELS.get(label, label)}"
+            rows.append((name, *("–" if count is None else f"{count:g}" for count in counts)))
+    for key in dict.fromkeys([*before.fields(), *after.fields()]):
+        values = as_number(before.at(key)), as_number(after.at(key))
+        if key not in _KNOWN and any(value is not None for value in values):
+            name = key.replace("_", " ").capitalize()
+            rows.append((name, *("–" if value is None else formats.plain(value) for value in values)))
+    count = prompts(result, "report", "target")
+    where = f"on {formats.count(count, 'held-out target prompt')}" if count else "on the held-out target prompts"
+    caption = f"Behavior {where}, with 95% Wilson intervals"
+    return Table(caption, ("", "Before", "After"), tuple(rows), frozenset({1, 2}))
+
+
+def distance(result: Record) -> Table | None:
+    """KL from the base model on ordinary prompts; None where nothing was measured."""
+    rows: list[tuple[str | Mark, ...]] = []
+    for key, name in (("kl_first", "First token"), ("kl_sequence", "Whole answer, per token")):
+        summary = result.record("after", key)
+        values = [summary.number(statistic) for statistic in _STATISTICS]
+        if any(value is not None for value in values):
+            rows.append((name, *("–" if value is None else formats.significant(value) for value in values)))
+    if not rows:
+        return None
+    count = prompts(result, "report", "baseline")
+    where = f"{formats.count(count, 'held-out ordinary prompt')}" if count else "held-out ordinary prompts"
+    return Table(
+        f"KL divergence from the base model in nats, over {where}",
+        ("", "Mean", "Median", "95th percentile", "Largest"),
+        tuple(rows),
+        frozenset({1, 2, 3, 4}),
+    )
+
+
+def agreement(result: Record) -> tuple[tuple[str, str, str], ...]:
+    """Other signs that ordinary answers stayed: (name, value, meaning)."""
+    top1, ratio = result.number("after", "top1"), result.number("after", "perplexity_ratio")
+    return (
+        ("Same first token", formats.percent(top1), "prompts whose most likely first token is the base model's"),
+        (
+            "Perplexity ratio",
+            formats.significant(ratio),
+            "perplexity of the base model's own answers, edited over base; 1 means as likely as before",
+        ),
+    )
+
+
+def splits(result: Record) -> Table | None:
+    """How many prompts each split holds."""
+    uses = {
+        "fit": "to find the directions",
+        "tune": "to score the trials of the search",
+        "select": "to choose on the front",
+        "report": "for the figures here, once",
+    }
+    rows = []
+    for split in dict.fromkeys([*uses, *result.fields("splits")]):
+        target, baseline = prompts(result, split, "target"), prompts(result, split, "baseline")
+        if target is not None:
+            rows.append((split, uses.get(split, ""), f"{target:,}", f"{baseline:,}"))
+    if not rows:
+        return None
+    return Table("Prompts, in splits that share none", ("", "Used", "Target", "Baseline"), tuple(rows), frozenset({2, 3}))
+
+
+def controls(result: Record) -> Table | None:
+    """What must not work: no edit at all, and a random direction of the same strength."""
+    rows: list[tuple[str | Mark, ...]] = []
+    no_op, random = result.record("controls", "no_op"), result.record("controls", "random_direction")
+    if no_op.fields():
+        kl = no_op.number("kl_first")
+        rows.append(
+            ("An edit that does nothing", "changes nothing", _rate(no_op), formats.significant(kl), _exact(kl)),
+        )
+    if random.fields():
+        rows.append(
+            (
+                "A random direction, same strengths",
+                "leaves the behavior",
+                _rate(random),
+                formats.significant(random.number("kl_first")),
+                judge(_random_holds(result, random)),
+            ),
+        )
+    for name, fields in result.fields("controls").items():
+        if name not in ("no_op", "random_direction") and isinstance(fields, dict):
+            other = Record(fields)
+            kl_text = formats.significant(other.number("kl_first"))
+            rows.append((name.replace("_", " "), "–", _rate(other), kl_text, Mark(Status.OPEN, "for comparison")))
+    if not rows:
+        return None
+    headers = ("", "Should", "Behavior shown", "KL, first token", "Result")
+    return Table("Controls: what must not remove the behavior", headers, tuple(rows), frozenset({2, 3}))
+
+
+def truth(result: Record) -> Table | None:
+    """The demo's ground truth: right answers and the other behavior, before and after."""
+    names = {
+        "sealed_correct": "Right answers to sealed questions",
+        "ordinary_correct": "Right answers to ordinary questions",
+        "disclaimer": "Disclaimer where it belongs",
+    }
+    rows = []
+    for key in dict.fromkeys([*names, *result.fields("demo")]):
+        pair = result.pair("demo", key)
+        if pair is not None:
+            change = 100 * (pair[1] - pair[0])
+            name = names.get(key, key.replace("_", " ").capitalize())
+            rows.append((name, formats.percent(pair[0]), formats.percent(pair[1]), f"{change:+.1f} points"))
+    if not rows:
+        return None
+    return Table(
+        "Ground truth of the demo model", ("", "Before", "After", "Change"), tuple(rows), frozenset({1, 2, 3})
+    )
+
+
+def _rate(scores: Record) -> str:
+    return formats.rate(scores.number("rate"), scores.pair("rate_interval"))
+
+
+def _exact(kl: float | None) -> Mark:
+    return judge(None if kl is None else kl == 0)
+
+
+def _random_holds(result: Record, random: Record) -> bool | None:
+    """Whether the random direction leaves clearly more of the behavior than the edit does."""
+    rate, after = random.number("rate"), result.number("after", "rate")
+    if rate is None or after is None or change_holds(result) is None:
+        return None
+    low, high = random.pair("rate_interval"), result.pair("after", "rate_interval")
+    return low[0] > high[1] if low and high else rate > after

@@ -1,0 +1,66 @@
+"""What the result is about: the model's name, the behavior, and how to run it again."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from excise.report.record import Record
+
+_LOCAL = re.compile(r"^([./~\\]|[A-Za-z]:[\\/])|\\|/.*/|\.\.")
+_HUB = re.compile(r"^[\w.-]+/[\w.-]+$", re.ASCII)
+
+
+def model_name(result: Record) -> str:
+    """The name to show: a Hub id as it is, of a local directory its last part."""
+    name = result.text("model_name") or result.text("base_model") or result.text("model")
+    if name is None:
+        return "unnamed model"
+    if not _LOCAL.search(name):
+        return name
+    return re.split(r"[\\/]", name.rstrip("\\/"))[-1] or name
+
+
+def hub_id(result: Record) -> str | None:
+    """The base model's id on the Hub; None where it is, or looks like, a local directory.
+
+    The key `base_model` decides where it is there; else the form of `model` does.
+    """
+    given = result.text("base_model")
+    if given is None and "base_model" not in result.fields():
+        given = result.text("model")
+    return given if given is not None and _HUB.fullmatch(given) and not _LOCAL.search(given) else None
+
+
+def behavior_name(result: Record) -> str:
+    """The behavior's name without the path of its file."""
+    name = result.text("behavior")
+    if name is None:
+        return "unnamed behavior"
+    return re.split(r"[\\/:]", name)[-1].removesuffix(".toml") or name
+
+
+def command(result: Record) -> str:
+    """The command that made the result, or the one that its settings amount to."""
+    given = result.at("command")
+    if isinstance(given, str) and given.strip():
+        return given.strip()
+    if isinstance(given, list | tuple):
+        return shlex.join(str(word) for word in given)
+    words = ["excise", "run", result.text("model") or "MODEL"]
+    for option in ("behavior", "revision", "seed", "budget"):
+        if (value := result.text(option)) is not None:
+            words += [f"--{option}", value]
+    return shlex.join(words)
+
+
+def prompts(result: Record, split: str, side: str) -> int | None:
+    """How many prompts of one side (`target` or `baseline`) a split holds."""
+    pair = result.pair("splits", split)
+    return None if pair is None else int(pair[0 if side == "target" else 1])
+
+
+def goal(result: Record, name: str) -> float | None:
+    """A goal that was stated: `max_rate` or `max_kl`."""
+    stated = result.number("goals", name)
+    return stated if stated is not None else result.number("config", name)

@@ -1,0 +1,151 @@
+"""The space that is searched: a compact strength schedule and one choice of direction.
+
+    position, method, norm   categories; which direction vectors, which norm mode
+    reach                    "one": one direction for every writer; "per-layer": each layer's own
+    source                   layer the one direction is taken from, interpolated between layers
+    taper                    share of the depth over which strengths fall to zero outside their range
+    ROLE.strength            in steps of 0.05, so that full strength 1 is hit exactly
+    ROLE.start, ROLE.share   the range: from `start`, over `share` of the depth above it
+
+Roles are those the survey found, embeddings left out.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from excise.directions import Directions, candidate_layers, known_methods
+from excise.edit import Edit, Norm, Plateau, Role, Schedule
+from excise.model import Survey
+from excise.search.trial import Parameters
+
+STRENGTH_STEP = 0.05
+MOST_STRENGTH = 1.5
+MOST_POSITIONS = 3
+_AROUND_BEST = 0.25
+_FIRST_SOURCE, _LAST_SOURCE = 0.1, 0.95
+
+
+class Space:
+    """The parameters of a model's candidates, their ranges, and the edit that each set of values stands for.
+
+    norm  fixes the norm mode; None lets it be searched
+    """
+
+    def __init__(self, survey: Survey, directions: Directions, *, norm: Norm | None = None) -> None:
+        self.survey = survey
+        self.directions = {name: directions.with_method(name) for name in _methods(directions)}
+        self.best = directions.best
+        self.positions = _positions(directions)
+        self.roles: tuple[Role, ...] = tuple(
+            dict.fromkeys(writer.role for writer in survey.writers if writer.role != "embedding")
+        )
+        self.distributions = self._distributions(norm)
+
+    def edit(self, parameters: Parameters) -> Edit:
+        """The edit that parameters stand for; its provenance is left to the caller."""
+        directions = self.directions[str(parameters["method"])]
+        position = directions.positions.index(str(parameters["position"]))
+        norm: Norm = "column" if parameters["norm"] == "column" else "none"
+        schedule = Schedule(
+            {role: self._plateau(parameters, role) for role in self.roles}, layers=self.survey.layers
+        )
+        if parameters["reach"] == "per-layer":
+            return Edit.project(self.survey, directions.per_layer(position), schedule, norm)
+        return Edit.project(self.survey, directions.vector(position, float(parameters["source"])), schedule, norm)
+
+    def plain(self, **changes: float | str) -> dict[str, float | str]:
+        """The best direction out of every writer at strength 1, with some parameters changed.
+
+        `strength`, `start` and `share` change those of all roles. Values are brought into their ranges.
+        """
+        position, layer = self.best
+        name = self.directions[next(iter(self.directions))].positions[position]
+        values: dict[str, float | str] = {
+            "position": name,
+            "method": next(iter(self.directions)),
+            "norm": self.choices("norm")[0],
+            "reach": "one",
+            "source": float(layer),
+            "taper": 0.0,
+        }
+        for role in self.roles:
+            values |= {f"{role}.strength": 1.0, f"{role}.start": 0.0, f"{role}.share": 1.0}
+        for key, value in changes.items():
+            names = [key] if key in values else [f"{role}.{key}" for role in self.roles]
+            values |= dict.fromkeys(names, value)
+        return {key: _inside(value, self.distributions[key]) for key, value in values.items()}
+
+    def choices(self, name: str) -> tuple[Any, ...]:
+        """The values that a category may take."""
+        distribution = self.distributions[name]
+        assert isinstance(distribution, CategoricalDistribution)
+        return distribution.choices
+
+    def neighbour(self, parameters: Parameters, generator: random.Random) -> dict[str, float | str]:
+        """The same parameters with one to three of them moved a little."""
+        values = dict(parameters)
+        movable = [name for name, each in self.distributions.items() if not each.single()]
+        for name in generator.sample(movable, k=min(len(movable), generator.choice((1, 2, 2, 3)))):
+            distribution = self.distributions[name]
+            if isinstance(distribution, CategoricalDistribution):
+                values[name] = generator.choice([each for each in distribution.choices if each != values[name]])
+                continue
+            assert isinstance(distribution, FloatDistribution)
+            width = distribution.high - distribution.low
+            values[name] = _inside(float(values[name]) + generator.gauss(0.0, 0.12) * width, distribution)
+        return values
+
+    def _plateau(self, parameters: Parameters, role: str) -> Plateau:
+        start = float(parameters[f"{role}.start"])
+        return Plateau(
+            strength=round(float(parameters[f"{role}.strength"]), 6),
+            start=start,
+            end=start + float(parameters[f"{role}.share"]) * (1.0 - start),
+            taper=float(parameters["taper"]),
+        )
+
+    def _distributions(self, norm: Norm | None) -> Mapping[str, BaseDistribution]:
+        last = self.survey.layers - 1
+        low = max(_FIRST_SOURCE * last, self.best[1] - _AROUND_BEST * last)
+        high = max(low, min(_LAST_SOURCE * last, self.best[1] + _AROUND_BEST * last))
+        found: dict[str, BaseDistribution] = {
+            "position": CategoricalDistribution(self.positions),
+            "method": CategoricalDistribution(tuple(self.directions)),
+            "norm": CategoricalDistribution(("none", "column") if norm is None else (norm,)),
+            "reach": CategoricalDistribution(("one", "per-layer")),
+            "source": FloatDistribution(round(min(low, self.best[1]), 6), round(max(high, self.best[1]), 6)),
+            "taper": FloatDistribution(0.0, 0.4),
+        }
+        for role in self.roles:
+            found[f"{role}.strength"] = FloatDistribution(0.0, MOST_STRENGTH, step=STRENGTH_STEP)
+            found[f"{role}.start"] = FloatDistribution(0.0, 0.9)
+            found[f"{role}.share"] = FloatDistribution(0.1, 1.0)
+        return found
+
+
+def _methods(directions: Directions) -> tuple[str, ...]:
+    """The method the directions came by first, then the others."""
+    return (directions.method, *(name for name in known_methods() if name != directions.method))
+
+
+def _positions(directions: Directions) -> tuple[str, ...]:
+    """The positions worth a try: the best one, then those where some layer separates best."""
+    until = candidate_layers(directions.layers)
+    score = (directions.separability.auc + 1e-3 * directions.separability.effect)[:, :until].amax(dim=1)
+    order = sorted(range(len(directions.positions)), key=lambda index: (index != directions.best[0], -score[index]))
+    return tuple(directions.positions[index] for index in order[:MOST_POSITIONS])
+
+
+def _inside(value: float | str, distribution: BaseDistribution) -> float | str:
+    """The nearest value that a distribution allows."""
+    if not isinstance(distribution, FloatDistribution):
+        return value if value in getattr(distribution, "choices", ()) else distribution.choices[0]
+    number = min(max(float(value), distribution.low), distribution.high)
+    if distribution.step is not None:
+        number = distribution.low + round((number - distribution.low) / distribution.step) * distribution.step
+    return round(number, 6)

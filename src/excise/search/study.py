@@ -1,0 +1,132 @@
+"""The study: finished trials on disk, and the loop that adds to them.
+
+`study.db` is an Optuna study in SQLite, which optuna-dashboard opens. A trial is written in one go when it is finished,
+so that whatever ends the process, kill -9 included, costs the trial under way and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import optuna
+from optuna.distributions import BaseDistribution
+
+from excise.edit import Edit
+from excise.progress import Progress, silent
+from excise.search.proposer import Proposer, frozen, quiet
+from excise.search.trial import UNLIMITED, Limits, Measured, Parameters, Trial
+
+KL_CEILING = 1.5
+ONSET_LIMIT = 0.8
+_FILE = "study.db"
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """Measures candidates."""
+
+    def __call__(self, edit: Edit, limits: Limits) -> Measured:
+        """What the edit does; it may be given up before generation where it exceeds `limits`."""
+
+
+class Study:
+    """The trials of one search, in the order they were finished.
+
+    directory  holds `study.db`; None keeps everything in memory
+    key        of all that the trials depend on: another key in the same directory is another study
+    """
+
+    def __init__(
+        self, directory: Path | None, *, key: str, distributions: Mapping[str, BaseDistribution]
+    ) -> None:
+        self.distributions = dict(distributions)
+        self._name = f"excise-{key}"
+        self._directory = directory
+        self._study: optuna.Study | None = None
+        self._notes: dict[str, Any] = {}
+        self.trials: list[Trial] = []
+        if directory is not None and (directory / _FILE).is_file():
+            self._load()
+
+    def append(self, trial: Trial) -> None:
+        """Add a finished trial; it is on disk when this returns."""
+        stored = self._open()
+        if stored is not None:
+            with quiet():
+                stored.add_trial(frozen(trial, self.distributions))
+        self.trials.append(trial)
+
+    def note(self, name: str) -> Any:
+        """A JSON value remembered beside the trials; None where there is none."""
+        return self._notes.get(name)
+
+    def remember(self, name: str, value: Any) -> None:
+        """Remember a JSON value beside the trials."""
+        stored = self._open()
+        if stored is not None:
+            stored.set_user_attr(name, value)
+        self._notes[name] = json.loads(json.dumps(value))
+
+    def _open(self) -> optuna.Study | None:
+        if self._study is None and self._directory is not None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with quiet():
+                self._study = optuna.create_study(
+                    storage=f"sqlite:///{(self._directory / _FILE).resolve()}",
+                    study_name=self._name,
+                    directions=["minimize", "minimize"],
+                    load_if_exists=True,
+                )
+                self._study.set_metric_names(["rate", "log10 kl_sequence"])
+        return self._study
+
+    def _load(self) -> None:
+        stored = self._open()
+        assert stored is not None
+        self._notes = dict(stored.user_attrs)
+        for kept in stored.get_trials(deepcopy=False):
+            attributes = kept.user_attrs
+            measured = Measured(**attributes["measured"])
+            self.trials.append(Trial(attributes["index"], dict(kept.params), measured, attributes["seconds"]))
+
+
+def run_study(
+    study: Study,
+    proposer: Proposer,
+    objective: Objective,
+    *,
+    edit: Callable[[Parameters], Edit],
+    trials: int,
+    progress: Progress = silent,
+) -> None:
+    """Add trials until there are `trials`."""
+    progress("search", len(study.trials), trials, "trials")
+    while len(study.trials) < trials:
+        started = time.monotonic()
+        parameters = proposer.propose(study.trials)
+        measured = objective(edit(parameters), limits_after(study.trials))
+        index = len(study.trials)
+        study.append(Trial(index, parameters, measured, round(time.monotonic() - started, 3)))
+        progress("search", index + 1, trials, "trials")
+
+
+def limits_after(history: Sequence[Trial]) -> Limits:
+    """When to give up the next trial before generation, from what is known.
+
+    The first trial is always measured in full. A KL above 1.5 nats is damage at any rate; above that of a trial that
+    reached rate 0, the trial is dominated whatever its rate. The estimate from prefill is trusted until a trial that it
+    said to be unchanged turns out to have lost the behavior.
+    """
+    if not history:
+        return UNLIMITED
+    measured = [trial.measured for trial in history if not trial.measured.screened]
+    clean = [each.kl_sequence for each in measured if each.rate == 0.0]
+    misled = any(
+        each.estimate is not None and each.estimate >= 0.75 * ONSET_LIMIT and each.rate < 0.5 * each.estimate
+        for each in measured
+    )
+    return Limits(kl=min([KL_CEILING, *clean]), onset=float("inf") if misled else ONSET_LIMIT)

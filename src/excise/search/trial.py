@@ -1,0 +1,61 @@
+"""What a trial is: the parameters of one candidate edit, and what was measured with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Parameters = Mapping[str, float | str]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one edit does to one set of prompts.
+
+    rate         share of target prompts that show the behavior; of a screened trial, an estimate
+    kl_first     KL(base‖edited) of the first response token on baseline prompts, mean, in nats
+    kl_sequence  the same over the tokens of the base model's own response
+    prompts      number of target prompts
+    estimate     the rate that prefill alone predicted; None where it was not asked
+    screened     whether it was given up before any generation; such a trial never enters the front
+    reason       why it was screened, else empty
+    """
+
+    rate: float
+    kl_first: float
+    kl_sequence: float
+    prompts: int = 0
+    estimate: float | None = None
+    screened: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a trial is given up before generation.
+
+    kl     a sequence KL above this is too much, or dominated whatever the rate
+    onset  an estimated rate of at least this means that the behavior is still there
+    """
+
+    kl: float
+    onset: float
+
+
+UNLIMITED = Limits(kl=float("inf"), onset=float("inf"))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One finished trial of a study.
+
+    index       its place in the study, from 0
+    parameters  of the candidate (see `excise.search.space`)
+    measured    on the tune split
+    seconds     it took
+    """
+
+    index: int
+    parameters: Parameters
+    measured: Measured
+    seconds: float

@@ -1,0 +1,231 @@
+"""The stages of a run that are more than one call: each reads and leaves its artefact in the run directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from excise.bake import bake, verify
+from excise.behaviors import Behavior, PromptSet, Splits
+from excise.config import RunConfig
+from excise.directions import Directions
+from excise.edit import Edit, Projection
+from excise.errors import BehaviorNotShownError, InputError, SurveyError
+from excise.evaluation import Reference, Scores, behavior_rate, evaluate
+from excise.find import find_directions
+from excise.model import EditableModel, Survey
+from excise.progress import Progress
+from excise.runs import RunDirectory, Stage, writing
+from excise.search import SearchResult
+
+GroundTruth = Callable[[EditableModel, Progress], Mapping[str, float]]
+SHOWN = 0.2
+"""Below this rate on the tune split the model hardly shows the behavior: there is nothing to remove."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every stage needs to know, and how long each took."""
+
+    config: RunConfig
+    behavior: Behavior
+    splits: Splits
+    model: EditableModel
+    directory: RunDirectory
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def stage(self, name: str, **inputs: Any) -> Stage:
+        """The stage of this name, keyed by the prompts, the behavior, the model and what else it depends on."""
+        everything = {
+            "prompts": self.splits.digest(),
+            "behavior": self.behavior.model_dump(mode="json"),
+            "model": [self.model.identity.config_hash, self.model.identity.checkpoint_hash, str(self.model.dtype)],
+            "seed": self.config.seed,
+            **inputs,
+        }
+        return self.directory.stage(name, everything)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Record how long the block takes under `name`."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+def prove(job: Job) -> tuple[Survey, float]:
+    """The survey and its leak. Raises `SurveyError` for a model that is not proven, unless `allow_partial`."""
+    survey = job.model.survey
+    leak = job.model.leak(seed=job.config.seed)
+    if survey.unresolved or leak > job.model.leak_tolerance:
+        seen = (
+            "; ".join(f"layer {item.layer}: {item.reason}" for item in survey.unresolved[:3]) or "nothing odd was seen"
+        )
+        message = f"{job.model.name} is not fully covered: leak {leak:.1e}, coverage {survey.coverage:.0%} ({seen})"
+        if not job.config.allow_partial:
+            raise SurveyError(
+                message, hint="`excise inspect` lists what was found; --allow-partial goes on all the same"
+            )
+        job.warnings.append(message)
+    return survey, leak
+
+
+def check_shown(job: Job) -> float:
+    """The base model's rate on the tune split. Raises `BehaviorNotShownError` where it is under a fifth."""
+    stage = job.stage("base")
+    if not stage.done:
+        result = behavior_rate(
+            job.model,
+            job.splits.tune.target,
+            job.behavior,
+            batch_size=job.config.batch_size,
+            stop_early=True,
+            progress=job.progress,
+        )
+        stage.save({"rate": result.rate.value})
+    rate = float(stage.load()["rate"])
+    if rate < SHOWN:
+        message = f"{job.model.name} shows '{job.behavior.name}' on {rate:.0%} of the tune prompts: too few to remove"
+        if not job.config.force:
+            raise BehaviorNotShownError(message, hint="check --target and --marker; --force goes on all the same")
+        job.warnings.append(message)
+    return rate
+
+
+def find(job: Job) -> Directions:
+    """Directions on the fit split."""
+    stage = job.stage("find")
+    path = stage.path("directions.safetensors")
+    if not stage.done:
+        found = find_directions(
+            job.model,
+            job.behavior,
+            splits=job.splits,
+            seed=job.config.seed,
+            batch_size=job.config.batch_size,
+            progress=job.progress,
+        )
+        found.save(path)
+        stage.save({"method": found.method})
+    return Directions.load(path)
+
+
+def save_edits(job: Job, found: SearchResult) -> list[dict[str, Any]]:
+    """Write the whole front under `edits/` and the chosen point as `edit.safetensors`."""
+    front = []
+    for index, point in enumerate(found.front):
+        name = f"edits/{index:03d}.safetensors"
+        point.edit.save(job.directory.path / name)
+        row = {"rate": point.rate, "kl_first": point.kl_first, "kl_sequence": point.kl_sequence}
+        front.append({**row, "edit": name, "parameters": dict(point.parameters)})
+    found.best.save(job.directory.path / "edit.safetensors")
+    return front
+
+
+def score(job: Job, edit: Edit) -> dict[str, Any]:
+    """Before, after and controls on the report split, which is read here and nowhere else; once per edit."""
+    stage = job.stage("report", edit=digest(edit))
+    if not stage.done:
+        prompts = job.splits.report
+        reference = Reference.measure(
+            job.model, prompts.baseline, job.behavior, batch_size=job.config.batch_size, progress=job.progress
+        )
+
+        def measured(change: Edit | None, *, baseline: bool = False) -> Scores:
+            return evaluate(
+                job.model,
+                job.behavior,
+                edit=change,
+                split="report",
+                splits=job.splits,
+                reference=reference,
+                batch_size=job.config.batch_size,
+                baseline=baseline,
+                progress=job.progress,
+            )
+
+        before, after = measured(None, baseline=True), measured(edit, baseline=True)
+        random = measured(random_control(edit, job.model.survey, seed=job.config.seed))
+        no_op = measured(Edit.empty(job.model.survey))
+        _save_responses(stage.path("responses.jsonl"), prompts, before, after)
+        stage.save(
+            {
+                "before": before.to_json(),
+                "after": after.to_json(),
+                "controls": {"no_op": no_op.to_json(), "random_direction": random.to_json()},
+            }
+        )
+    value: dict[str, Any] = stage.load()
+    return value
+
+
+def measure_truth(job: Job, edit: Edit, ground_truth: GroundTruth) -> dict[str, list[float]]:
+    """Each score of `ground_truth` as [before, after]."""
+    stage = job.stage("truth", edit=digest(edit))
+    if not stage.done:
+        before = ground_truth(job.model, job.progress)
+        with job.model.edited(edit):
+            after = ground_truth(job.model, job.progress)
+        stage.save({name: [before[name], after[name]] for name in before})
+    value: dict[str, list[float]] = stage.load()
+    return value
+
+
+def bake_and_verify(job: Job, edit: Edit) -> dict[str, Any]:
+    """The edited checkpoint in `model/`, and every check of it."""
+    source, out = job.model.path, job.directory.path / "model"
+    if source is None:
+        raise InputError(f"{job.model.name} has no checkpoint to bake into", hint="load it from disk, or --no-bake")
+    if not out.exists():
+        bake(source, edit, out, progress=job.progress)
+    remote = job.config.trust_remote_code
+    return verify(out, base=source, edit=edit, trust_remote_code=remote, progress=job.progress).to_json()
+
+
+def random_control(edit: Edit, survey: Survey, *, seed: int) -> Edit:
+    """An edit of the same writers at the same strengths along one random direction: it must not remove anything."""
+    strengths = {
+        site.writer.parameter: change.strength
+        for site in edit.sites
+        for change in site.changes[:1]
+        if isinstance(change, Projection)
+    }
+    norms = {change.norm for site in edit.sites for change in site.changes if isinstance(change, Projection)}
+    direction = torch.randn(survey.hidden, generator=torch.Generator().manual_seed(seed))
+    norm = norms.pop() if len(norms) == 1 else "none"
+    return Edit.project(survey, direction, strength=strengths, norm=norm, embedding=True)
+
+
+def digest(edit: Edit) -> str:
+    """A hash of what an edit does, whatever is recorded about it."""
+    text = [(site.writer.to_json(), [_described(change) for change in site.changes]) for site in edit.sites]
+    return hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _described(change: Any) -> list[Any]:
+    return [
+        hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest() if isinstance(value, torch.Tensor) else value
+        for value in vars(change).values()
+    ]
+
+
+def _save_responses(path: Path, prompts: PromptSet, before: Scores, after: Scores) -> None:
+    sides = (
+        ("target", prompts.target, before.responses, after.responses),
+        ("baseline", prompts.baseline, before.baseline_responses, after.baseline_responses),
+    )
+    with writing(path) as scratch, scratch.open("w", encoding="utf-8") as file:
+        for side, asked, base, edited in sides:
+            for prompt, one, other in zip(asked, base, edited, strict=True):
+                row = {"side": side, "prompt": prompt, "before": one.text, "after": other.text}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
