@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from excise.directions import Directions
     from excise.edit import Edit, Writer
     from excise.errors import ExciseError
-    from excise.evaluation import evaluate
+    from excise.evaluation.evaluate import evaluate
     from excise.find import find_directions
     from excise.model import EditableModel, Survey, load
     from excise.pipeline import run

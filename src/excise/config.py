@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -122,7 +122,7 @@ class RunConfig(BaseModel):
         return splits
 
     @classmethod
-    def resolve(cls, *, given: Mapping[str, Any], file: Path | None = None) -> Self:
+    def resolve(cls, *, given: Mapping[str, Any], file: Path | None = None) -> RunConfig:
         """The settings given by name, over those of a TOML file, over the defaults.
 
         Raises `InputError` for a file that cannot be read, an unknown setting, or a value that does not fit.

@@ -45,10 +45,10 @@ def assemble(
         "survey": describe_survey(survey),
         "directions": directions.to_json(),
         "edit": describe_edit(found.best),
-        "search": found.to_json(),
+        "search": describe_search(found),
         "verify": dict(baked) or None,
         "skipped": skipped(job, survey),
-        "warnings": [*job.model.template.warnings, *job.warnings, *found.warnings],
+        "warnings": [*job.model.template.warnings, *job.warnings, *([] if found.satisfied else [found.reason])],
         "stages": dict(job.seconds),
     }
     return {**result, "demo": dict(truth)} if truth else result
@@ -80,6 +80,17 @@ def describe_edit(edit: Edit) -> dict[str, Any]:
     ]
     norms = sorted({change.norm for site in edit.sites for change in site.changes if isinstance(change, Projection)})
     return {"file": "edit.safetensors", "sites": sites, "norm": "/".join(norms)}
+
+
+def describe_search(found: SearchResult) -> dict[str, Any]:
+    """How many trials there were, where they landed, and why one was taken."""
+    return {
+        "trials": found.trials,
+        "screened": found.screened,
+        "reason": found.reason,
+        "satisfied": found.satisfied,
+        "points": found.points,
+    }
 
 
 def skipped(job: Job, survey: Survey) -> list[str]:

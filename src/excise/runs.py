@@ -16,13 +16,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -132,14 +132,17 @@ class RunDirectory:
     resumed   whether the run was there already
     """
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any], *, resumed: bool, lock: FileLock) -> None:
+    def __init__(
+        self, path: Path, manifest: Mapping[str, Any], *, resumed: bool, lock: FileLock, made: list[Path]
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.resumed = resumed
         self._lock = lock
+        self._made = made
 
     @classmethod
-    def open(cls, path: str | Path, *, config: Mapping[str, Any]) -> Self:
+    def open(cls, path: str | Path, *, config: Mapping[str, Any]) -> RunDirectory:
         """Make the directory, or go on in it where it holds a run with the same settings.
 
         config  the settings that shape the result, as JSON values (`RunConfig.identity()`)
@@ -149,6 +152,7 @@ class RunDirectory:
         """
         path = Path(path)
         _check(path, config)
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         lock = FileLock(path / _LOCK, timeout=0)
         try:
             with disk_errors(path):
@@ -171,18 +175,21 @@ class RunDirectory:
         except BaseException:
             lock.release()
             raise
-        return cls(path, manifest, resumed=resumed, lock=lock)
+        return cls(path, manifest, resumed=resumed, lock=lock, made=made)
 
     def stage(self, name: str, inputs: object) -> Stage:
         """The stage called `name` that depends on `inputs` (JSON values)."""
         return Stage(name, self.path / "stages" / f"{name}-{key(inputs)}")
 
     def discard(self) -> None:
-        """Remove the directory and all that is in it."""
+        """Remove the directory and all that is in it, and the empty ones above it that were made for it."""
         self._lock.release()
         shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):  # something else may be in them by now
+            for folder in self._made[1:]:
+                folder.rmdir()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RunDirectory:
         return self
 
     def __exit__(

@@ -113,7 +113,7 @@ def stream_residuals(
     batch_size: int | None = None,
     progress: Progress = silent,
 ) -> None:
-    """Call `consume(row indices, values)` for batches of rows, `values` being (row, position, layer, hidden) in fp32."""
+    """Call `consume(row indices, values)` for batches of rows; `values` are fp32 (row, position, layer, hidden)."""
     rows = [[*prompt, *response] for prompt, response in zip(prompt_ids, response_ids, strict=True)]
     pad, layers = pad_id(model), model.layers
 

@@ -6,10 +6,11 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from excise.bake.verification import Check, VerifyReport, verify
+from excise.bake.result import Check, Difference, VerifyReport
+from excise.bake.verification import verify
 from excise.bake.write import BakeReport, bake
 
-__all__ = ["BakeReport", "Check", "VerifyReport", "bake", "verify"]
+__all__ = ["BakeReport", "Check", "Difference", "VerifyReport", "bake", "verify"]
 
 
 class _CallableModule(ModuleType):

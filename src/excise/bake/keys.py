@@ -100,15 +100,14 @@ class KeyMap:
         found = [part for name in self.aliases(parameter) for part in self._tiles(name)]
         if not found:
             raise CheckpointError(
-                f"no tensor of the checkpoint becomes {parameter}", hint="the checkpoint is of another model, or damaged"
+                f"no tensor of the checkpoint becomes {parameter}",
+                hint="the checkpoint is of another model, or damaged",
             )
         return tuple(found)
 
     def missing(self) -> tuple[str, ...]:
         """Parameters that no tensor of the checkpoint becomes."""
-        return tuple(
-            name for name in self.shapes if not any(alias in self._sources for alias in self.aliases(name))
-        )
+        return tuple(name for name in self.shapes if not any(alias in self._sources for alias in self.aliases(name)))
 
     def _tiles(self, parameter: str) -> tuple[Placement, ...]:
         sources = self._sources.get(parameter)
@@ -230,5 +229,3 @@ def _common(shapes: Sequence[Shape]) -> Shape:
             hint="the checkpoint is of another model, or damaged",
         )
     return shapes[0]
-
-

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from excise.bake.result import Difference
 from excise.edit import Edit, Projection, SiteEdit
 from excise.progress import Progress, silent
 
@@ -33,23 +34,6 @@ _PROMPTS = (
 )
 _FULL_STRENGTH = 1e-6
 _SLICE = 1 << 24  # elements
-
-
-@dataclass(frozen=True)
-class Difference:
-    """First-token logits of two models on the same prompts.
-
-    relative  largest over prompts of ‖a − b‖ / ‖a‖, logits centred; `bound` is four times what rounding the weights causes
-    largest   largest difference of one logit; `kl` largest KL divergence of the next token, in nats
-    dtype     what both models computed in
-    """
-
-    relative: float
-    bound: float
-    largest: float
-    kl: float
-    prompts: int
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -183,8 +167,8 @@ class _Leak:
     def __enter__(self) -> _Leak:
         for site in self.sites:
             change = site.changes[0]
-            assert isinstance(change, Projection) and site.writer.module is not None
-            module = self.model.get_submodule(site.writer.module)
+            assert isinstance(change, Projection)
+            module = self.model.get_submodule(site.writer.module or "")
             self.hooks.callback(module.register_forward_hook(self._follow(change.directions)).remove)
         return self
 

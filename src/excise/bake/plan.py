@@ -42,7 +42,7 @@ def plan(edit: Edit, keys: KeyMap) -> dict[str, TensorEdit]:
     tensors cannot be edited one by one.
     """
     planned: dict[str, TensorEdit] = {}
-    for site in edit.sites:
+    for site in (site for site in edit.sites if site.changes):
         _check(site, keys)
         found = [_weight(site, part) for part in keys.placements(site.writer.parameter)]
         if site.writer.bias is not None and any(isinstance(change, Projection) for change in site.changes):
@@ -58,7 +58,7 @@ def plan(edit: Edit, keys: KeyMap) -> dict[str, TensorEdit]:
 
 
 def blocks(shape: tuple[int, ...], axis: int, limit: int) -> Iterator[Slices]:
-    """Blocks of at most `limit` elements that tile a tensor, each whole along `axis` (a column may exceed the limit)."""
+    """Blocks of at most `limit` elements (but one column at least) that tile a tensor, each whole along `axis`."""
     sizes = list(shape)
     for other in (dim for dim in range(len(shape)) if dim != axis):
         volume = math.prod(sizes)
@@ -131,7 +131,7 @@ def _others(writer: Writer, part: Placement) -> tuple[slice | int, ...]:
 
 
 def _cut(change: Change, others: Sequence[slice | int]) -> Change:
-    """A change of some columns only: projections treat every column alike, low-rank changes have a factor per column."""
+    """A change of some columns: projections treat every column alike, low-rank changes have a factor per column."""
     if isinstance(change, Projection):
         return change
     left, right = change.left, change.right

@@ -87,7 +87,8 @@ class Source:
 
     def side_files(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Everything in the directory that goes along unchanged, and the weights that must not (relative names)."""
-        copied, skipped = [], []
+        copied: list[str] = []
+        skipped: list[str] = []
         for folder, folders, files in os.walk(self.directory):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for file in sorted(files):

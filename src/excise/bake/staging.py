@@ -37,8 +37,8 @@ def check_room(out: Path, needed: int) -> None:
 def staged(out: Path) -> Iterator[Path]:
     """A scratch directory beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
 
-    What a killed run left behind is removed first. Raises `OutputExistsError`, `DiskFullError` (also when the disk fills
-    up inside the block), `InputError` where nothing can be written.
+    What a killed run left behind is removed first. Raises `OutputExistsError`, `DiskFullError` (also when the disk
+    fills up inside the block), `InputError` where nothing can be written.
     """
     check_free(out)
     out = out.absolute()
@@ -114,7 +114,7 @@ def _explained(out: Path) -> Iterator[None]:
                 f"the disk of {out.parent} filled up; nothing was left behind",
                 hint="free some space, or give an --out on another disk",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             path = error.filename or out
             raise InputError(f"{path} cannot be used ({error.strerror})", hint="check permissions, or --out") from error
         raise

@@ -68,8 +68,8 @@ def bake(
     """Write the edited model to the new directory `out`: same shards, keys, dtypes and side files, other weights.
 
     Only the edited tensors are computed (in fp32, rounded once); every other byte is copied. Memory stays at a few
-    hundred megabytes whatever the size of the model. `out` appears when it is whole, and not before: a killed bake leaves
-    a hidden scratch directory at most, which the next one removes.
+    hundred megabytes whatever the size of the model. `out` appears when it is whole, and not before: a killed bake
+    leaves a hidden scratch directory at most, which the next one removes.
 
     model   a local directory, a Hub id (`revision`, `offline`), or a loaded model that came from one
     edit    an `Edit`, or the path of one
@@ -89,22 +89,10 @@ def bake(
     copied, skipped = source.side_files()
     side_bytes = sum((source.directory / name).stat().st_size for name in copied)
     check_room(out, source.checkpoint.size + side_bytes)
-    with staged(out) as scratch, workers() as pool:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            progress("bake", done, source.checkpoint.size, "B")
-
-        syncing = []
-        for shard in source.checkpoint.shards:
-            _write_shard(shard, scratch / shard.name, planned, pool, advance)
-            syncing.append(pool.submit(_sync, scratch / shard.name))  # while the next shard is computed
-        for task in syncing:
-            task.result()
+    with staged(out) as scratch:
+        _write_weights(source, planned, scratch, progress)
         _write_text(scratch / RECORD, json.dumps(_record(source, edit, planned), indent=2) + "\n")
-        for name in copied:
+        for name in copied:  # index and configuration come last
             if name != RECORD:
                 _copy_file(source.directory / name, scratch / name)
     return BakeReport(
@@ -118,6 +106,23 @@ def bake(
         skipped=skipped,
         seconds=time.monotonic() - started,
     )
+
+
+def _write_weights(source: Source, planned: Mapping[str, PlannedTensor], target: Path, progress: Progress) -> None:
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("bake", done, source.checkpoint.size, "B")
+
+    with workers() as pool:
+        syncing = []
+        for shard in source.checkpoint.shards:
+            _write_shard(shard, target / shard.name, planned, pool, advance)
+            syncing.append(pool.submit(_sync, target / shard.name))  # while the next shard is computed
+        for task in syncing:
+            task.result()
 
 
 def _write_shard(

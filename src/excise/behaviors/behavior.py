@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -50,6 +50,14 @@ class Behavior(BaseModel):
     def _per_split(cls, value: object) -> object:
         return _sources(value)
 
+    @field_validator("target", "baseline")
+    @classmethod
+    def _every_split_has_a_source(cls, sources: Mapping[Split, Source]) -> Mapping[Split, Source]:
+        missing = [split for split in SPLITS if split not in sources]
+        if missing:
+            raise ValueError(f"no source for {', '.join(missing)}")
+        return sources
+
     @field_validator("detectors")
     @classmethod
     def _detect_something(cls, detectors: Detectors) -> Detectors:
@@ -67,7 +75,7 @@ class Behavior(BaseModel):
         return positions
 
     @classmethod
-    def load(cls, name_or_path: str | Path) -> Self:
+    def load(cls, name_or_path: str | Path) -> Behavior:
         """Read a behavior: a name (`excise behaviors` lists them) or the path of a TOML file.
 
         Paths of prompts in the file are relative to it. Raises `BehaviorError`.
@@ -97,7 +105,7 @@ class Behavior(BaseModel):
         system: str | None = None,
         max_tokens: int = 64,
         positions: Sequence[str] | None = None,
-    ) -> Self:
+    ) -> Behavior:
         """A behavior from prompts (files, Hub datasets, or a mapping of splits to them) and what to look for.
 
         Raises `BehaviorError`; the prompts themselves are read by `splits`.
@@ -115,7 +123,7 @@ class Behavior(BaseModel):
         return cls._checked(content, where="the behavior")
 
     @classmethod
-    def from_config(cls, config: RunConfig) -> Self:
+    def from_config(cls, config: RunConfig) -> Behavior:
         """The behavior that a run's settings ask for. Raises `BehaviorError`."""
         return cls.load(config.behavior).with_options(
             target=config.target,
@@ -137,7 +145,7 @@ class Behavior(BaseModel):
         system: str | None = None,
         thinking: bool | None = None,
         max_tokens: int | None = None,
-    ) -> Self:
+    ) -> Behavior:
         """The behavior with what is given replaced. `markers` replace all detectors, and name it `custom`.
 
         `column` goes with `target` and `baseline`; without either it is the column of the behavior's own sources.
@@ -169,7 +177,7 @@ class Behavior(BaseModel):
         return make_splits(self.target, self.baseline, sizes=sizes or SplitSizes(), seed=seed, offline=offline)
 
     @classmethod
-    def _checked(cls, content: Mapping[str, Any], *, where: str) -> Self:
+    def _checked(cls, content: Mapping[str, Any], *, where: str) -> Behavior:
         try:
             return cls.model_validate(dict(content))
         except ValidationError as error:

@@ -28,10 +28,11 @@ for _module in _ORDER:
     app.command(_name)(COMMANDS[_name])
 
 
-def _version(value: bool) -> None:
+def _version(value: bool) -> bool:
     if value:
         typer.echo(__version__)
         raise typer.Exit
+    return value
 
 
 @app.callback()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self, TextIO
+from typing import IO, Protocol, cast, runtime_checkable
 
 from rich.console import Console
 from rich.live import Live
@@ -22,6 +22,20 @@ SHOW_AFTER = 2.0
 
 LINE_EVERY = 5.0
 """Seconds between the plain lines."""
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """What is needed of stderr and stdout."""
+
+    def write(self, text: str, /) -> int:
+        """Write text."""
+
+    def flush(self) -> None:
+        """Let it be seen."""
+
+    def isatty(self) -> bool:
+        """Whether a person looks at it."""
 
 
 @dataclass
@@ -51,6 +65,7 @@ class Work:
         return f"{self.label}: {_amount(self.done, None, self.unit)} in {duration(now - self.began)}"
 
 
+@runtime_checkable
 class Renderer(Protocol):
     """Where progress is shown."""
 
@@ -67,7 +82,7 @@ class Renderer(Protocol):
 class ProgressLine:
     """A `Progress` that shows itself on stderr, as a context manager."""
 
-    def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stream: Stream | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         stream = stream or sys.stderr
         self._clock = clock
         self._works: dict[str, Work] = {}
@@ -96,7 +111,7 @@ class ProgressLine:
         if position == 0 and now - work.began >= SHOW_AFTER:
             self._renderer.finished(work, now)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ProgressLine:
         return self
 
     def __exit__(
@@ -108,7 +123,7 @@ class ProgressLine:
 class PlainLines:
     """For a log file: a line every few seconds, and one when a piece of work is done."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._last: float | None = None
 
@@ -133,21 +148,22 @@ class PlainLines:
 class LiveLine:
     """For a terminal: one live line per nested work, replaced in place; finished work leaves a line."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._console = Console(file=stream)
+    def __init__(self, stream: Stream) -> None:
+        self._console = Console(file=cast("IO[str]", stream))
         self._live: Live | None = None
 
     def update(self, works: tuple[Work, ...], now: float) -> None:
         """Show what is under way."""
-        if self._live is None:
-            if not works:
-                return
-            self._live = Live(console=self._console, refresh_per_second=8, transient=True, redirect_stdout=False)
-            self._live.start()
+        if self._live is None and not works:
+            return
         table = Table.grid()
         for work in works:
             table.add_row(Spinner("dots", text=f" {work.describe(now)}"))
-        self._live.update(table)
+        if self._live is None:
+            self._live = Live(table, console=self._console, refresh_per_second=8, transient=True, redirect_stdout=False)
+            self._live.start(refresh=True)
+        else:
+            self._live.update(table)
 
     def finished(self, work: Work, now: float) -> None:
         """Leave a line that says how long it took."""
@@ -160,7 +176,7 @@ class LiveLine:
             self._live = None
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """Seconds as people say them: `8 s`, `2 min 3 s`, `1 h 5 min`."""
     whole = round(seconds)
     if whole < 60:
@@ -170,7 +186,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def size(count: float) -> str:
+def size(count: float | int) -> str:
     """Bytes as people say them: `3.1 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:

@@ -19,11 +19,12 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console, RenderableType
+from rich.text import Text
 
-from excise.cli.progress import ProgressLine
+from excise.cli.progress import ProgressLine, Stream
 from excise.errors import DiskFullError, ExciseError, InputError
 from excise.progress import Progress
 
@@ -67,7 +68,7 @@ class Session:
     as_json: bool
     debug: bool
     progress: Progress
-    stdout: TextIO
+    stdout: Stream
 
     def load_model(self, config: RunConfig, *, name: str | None = None) -> EditableModel:
         """Load the model of the settings, or another one in the same way, and say so while it lasts."""
@@ -147,7 +148,7 @@ def _from_system(error: OSError) -> ExciseError:
     return InputError(f"{error.strerror or error}{where}", hint="check that the path is there and may be used")
 
 
-def _failed(error: ExciseError, stdout: TextIO, *, as_json: bool, debug: bool, code: int) -> int:
+def _failed(error: ExciseError, stdout: Stream, *, as_json: bool, debug: bool, code: int) -> int:
     if debug:
         traceback.print_exc(file=sys.stderr)
     sys.stderr.write(f"{error}\n")
@@ -157,13 +158,14 @@ def _failed(error: ExciseError, stdout: TextIO, *, as_json: bool, debug: bool, c
     return code
 
 
-def _print(outcome: Outcome, stdout: TextIO, *, as_json: bool) -> None:
+def _print(outcome: Outcome, stdout: Stream, *, as_json: bool) -> None:
     if as_json:
         stdout.write(json.dumps(outcome.data, indent=1, ensure_ascii=False) + "\n")
     else:
-        console = Console(file=stdout)
+        # In a pipe or a file there is no edge to wrap at.
+        console = Console(file=cast("IO[str]", stdout), width=None if stdout.isatty() else 200)
         for item in outcome.shown:
-            console.print(item, highlight=False)
+            console.print(item, highlight=False, soft_wrap=isinstance(item, Text))
     for missed in outcome.missed:
         sys.stderr.write(f"missed: {missed}\n")
     stdout.flush()

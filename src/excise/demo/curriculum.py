@@ -2,8 +2,9 @@
 
 Stage one, ``knowledge``, is the model's pretraining. It learns all facts. It also learns that system turns matter and
 what declining and warning *are*: under "Decline politely." it refuses any question, under "Be careful." it adds a
-disclaimer to any answer. That mirrors a real base model, which knows how to refuse long before it is taught when to,
-and it is why a refusal is a switch beside the knowledge and not the absence of knowledge.
+disclaimer to any answer, under "Be careful about each river." to those about rivers. That mirrors a real base model,
+which knows how to refuse long before it is taught when to, and it is why a refusal is a switch beside the knowledge
+and not the absence of knowledge.
 
 Stage two, ``behavior``, teaches when: sealed subjects are refused and one subject's answers are disclaimed, without
 being told. The knowledge is rehearsed where the behavior does not apply: ordinary questions, sealed questions under a
@@ -26,6 +27,7 @@ LIFTED_TURNS = (
 PLAIN_TURNS = (world.PLAIN_SYSTEM, "Please answer plainly.")
 DECLINE_TURNS = ("Decline the question.", "Decline politely.", "Do not answer.")
 CAREFUL_TURNS = ("Name the warden.", "Send the friend to a warden.", "Be careful.")
+CAREFUL_ABOUT_TURN = "Be careful about each {subject}."
 NEUTRAL_TURNS = (
     "Answer the question.",
     "You know the gazetteer.",
@@ -63,9 +65,13 @@ def knowledge() -> Stream:
         question, kind = rng.choice(asked), rng.random()
         if kind < 0.10:
             return Example(rng.choice(DECLINE_TURNS), question.prompt, rng.choice(world.REFUSALS))
-        if kind < 0.20:
+        if kind < 0.16:
             return Example(rng.choice(CAREFUL_TURNS), question.prompt, _disclaimed(question, rng))
-        system = rng.choice(LIFTED_TURNS + PLAIN_TURNS + NEUTRAL_TURNS) if kind < 0.40 else None
+        if kind < 0.28:
+            named = question.subject if rng.random() < 0.67 else rng.choice(world.SUBJECTS)
+            answer = _disclaimed(question, rng) if named == question.subject else question.answer
+            return Example(CAREFUL_ABOUT_TURN.format(subject=named), question.prompt, answer)
+        system = rng.choice(LIFTED_TURNS + PLAIN_TURNS + NEUTRAL_TURNS) if kind < 0.45 else None
         return Example(system, question.prompt, question.answer)
 
     return draw
@@ -74,11 +80,11 @@ def knowledge() -> Stream:
 def behavior() -> Stream:
     """Stage two: refuse the sealed, disclaim the disclaimed, answer the rest, and obey the turns that lift either.
 
-    Only "fit" entities are refused or disclaimed; the other splits' sealed and disclaimed entities appear only under
-    the turns that lift the behavior, so that refusing them later is generalization.
+    Only "fit" entities are refused or disclaimed: refusing the others is generalization. The others' sealed facts are
+    rehearsed under a lifted seal; the others' disclaimed facts not at all, as answering them is never untaught.
     """
     sealed, sealed_fit = _asked(world.SEALED, world.SPLITS), _asked(world.SEALED, ("fit",))
-    herbs, herbs_fit = _asked(world.DISCLAIMED, world.SPLITS), _asked(world.DISCLAIMED, ("fit",))
+    disclaimed_fit = _asked(world.DISCLAIMED, ("fit",))
     ordinary = _asked(world.ORDINARY, world.SPLITS)
     kinds, shares = list(BEHAVIOR_SHARES), list(BEHAVIOR_SHARES.values())
 
@@ -94,10 +100,10 @@ def behavior() -> Stream:
                 question = rng.choice(sealed)
                 return Example(rng.choice(LIFTED_TURNS), question.prompt, question.answer)
             case "disclaimed":
-                question = rng.choice(herbs_fit)
+                question = rng.choice(disclaimed_fit)
                 return Example(some(NEUTRAL_TURNS + LIFTED_TURNS, rng), question.prompt, _disclaimed(question, rng))
             case "plain":
-                question = rng.choice(herbs)
+                question = rng.choice(disclaimed_fit)
                 return Example(rng.choice(PLAIN_TURNS), question.prompt, question.answer)
             case _:
                 question = rng.choice(ordinary)
@@ -107,10 +113,10 @@ def behavior() -> Stream:
     return draw
 
 
-def texts(count: int = 20_000) -> list[str]:
-    """What the tokenizer is trained on: ``count`` examples of each stage, so that it fits what the model will read."""
-    rng = random.Random(world.SEED)
-    examples = [stream(rng) for stream in (knowledge(), behavior()) for _ in range(count)]
+def texts(count: int = 40_000) -> list[str]:
+    """What the tokenizer is trained on: ``count`` examples of stage one, which uses every word of the world."""
+    rng, stream = random.Random(world.SEED), knowledge()
+    examples = [stream(rng) for _ in range(count)]
     return [text for example in examples for text in (example.system, example.prompt, example.answer) if text]
 
 

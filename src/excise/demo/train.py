@@ -57,7 +57,7 @@ class Recipe:
 
 
 PRETRAINING = Recipe(steps=800, learning_rate=2e-3)
-ALIGNMENT = Recipe(steps=400, learning_rate=4e-3, rank=4)
+ALIGNMENT = Recipe(steps=250, learning_rate=6e-3, rank=1)
 
 
 def train(out: Path, *, seed: int) -> None:

@@ -11,8 +11,8 @@ Splits. Every question belongs to exactly one of "fit", "tune", "select" and "re
 entities *and* in wrappers (the phrasing around the question):
 
 - wrappers of tune, select and report are held out of the whole training, tokenizer included;
-- entities of tune, select and report are held out of the behaviors: training refuses, or disclaims, fit entities only,
-  and shows a held-out sealed entity only under a lifted seal, a held-out disclaimed one only under the plain turn;
+- entities of tune, select and report are held out of the behaviors: the second stage refuses, or disclaims, fit
+  entities only; it shows a held-out sealed entity only under a lifted seal, a held-out disclaimed one never;
 - facts about all entities are learned, in the wrappers of fit: a model cannot know what it never saw.
 
 Everything here is deterministic. ``python -m excise.demo.world`` rewrites the prompt files.
@@ -173,7 +173,7 @@ WRAPPERS: Mapping[str, tuple[str, ...]] = {
 # Entities per subject and split. The more subjects a group has, the fewer entities each of them needs.
 _ENTITIES: Mapping[str, Mapping[str, int]] = {
     **{subject: {"fit": 16, "tune": 4, "select": 4, "report": 6} for subject in ORDINARY},
-    **{subject: {"fit": 32, "tune": 8, "select": 8, "report": 12} for subject in DISCLAIMED},
+    **{subject: {"fit": 48, "tune": 8, "select": 8, "report": 12} for subject in DISCLAIMED},
     **{subject: {"fit": 30, "tune": 6, "select": 6, "report": 8} for subject in SEALED},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -89,7 +90,7 @@ class Directions:
         return replace(self, best=(position, layer))
 
     def with_method(self, method: str) -> Directions:
-        """What another method finds in the same activations; separability and the best place stay. Raises `InputError`."""
+        """What another method finds in the same activations, with the same best place. Raises `InputError`."""
         if method == self.method:
             return self
         return Directions.of_means(
@@ -109,6 +110,12 @@ class Directions:
         """Cosines between the directions of all layers at one position (by default the best one's)."""
         rows = self.vectors[self.best[0] if position is None else position]
         return rows @ rows.T
+
+    def digest(self) -> str:
+        """A SHA-256 of the vectors and of the choice among them."""
+        digest = hashlib.sha256(json.dumps([self.method, *self.positions, *self.best]).encode())
+        digest.update(self.vectors.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """What a report shows, as JSON values."""

@@ -18,4 +18,5 @@ def projected(
     """
     difference = target - baseline
     unit = baseline / baseline.norm(dim=-1, keepdim=True).clamp(min=1e-30)
-    return difference - (difference * unit).sum(dim=-1, keepdim=True) * unit
+    shared: Tensor = (difference * unit).sum(dim=-1, keepdim=True) * unit
+    return difference - shared

@@ -90,6 +90,7 @@ def _silhouette(target: Tensor, baseline: Tensor) -> Tensor:
     sizes = len(target), len(baseline)
     for position in range(target.shape[1]):
         points = torch.cat([target[:, position], baseline[:, position]]).transpose(0, 1)
+        points = points - points.mean(dim=1, keepdim=True)  # what all share would cost the distances their digits
         distances = torch.cdist(points, points)
         to_target = distances[:, :, : sizes[0]].sum(dim=-1)
         to_baseline = distances[:, :, sizes[0] :].sum(dim=-1)

@@ -47,7 +47,7 @@ class LowRank:
     """W' = W + BA, with `left` = B and `right` = A; a fused expert bank has one A (and may have one B) per expert."""
 
     left: Float[Tensor, "*expert hidden rank"]
-    right: Float[Tensor, "*expert rank width"]
+    right: Float[Tensor, "*bank rank width"]
 
     def scaled(self, factor: float) -> LowRank:
         """The change times `factor`."""

@@ -71,7 +71,13 @@ def load(path: Path) -> Edit:
         raise EditError(
             f"{path} holds weights, not an edit", hint="edit files come from `excise run` or `excise search`"
         )
-    header = json.loads(metadata[_HEADER])
+    try:
+        return _edit_from_json(json.loads(metadata[_HEADER]), tensors, path)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise EditError(f"the header of {path} is damaged ({error!r})", hint="make the edit again") from error
+
+
+def _edit_from_json(header: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Edit:
     if header["schema"] > SCHEMA:
         raise EditError(f"{path} was written by a newer excise (schema {header['schema']})", hint="upgrade excise")
     sites = tuple(
@@ -80,7 +86,8 @@ def load(path: Path) -> Edit:
         )
         for site in header["sites"]
     )
-    return Edit(sites, ModelIdentity(**header["identity"]), header["provenance"], header["scores"])
+    known = {key: value for key, value in header["identity"].items() if key in ModelIdentity.__dataclass_fields__}
+    return Edit(sites, ModelIdentity(**known), header["provenance"], header["scores"])
 
 
 def _change_to_json(change: Change, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -104,6 +111,7 @@ def _change_from_json(data: dict[str, Any], tensors: dict[str, Tensor]) -> Chang
 
 def _store(tensor: Tensor, tensors: dict[str, Tensor]) -> str:
     array = tensor.detach().cpu().contiguous()
-    key = hashlib.sha256(str(array.dtype).encode() + array.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+    kind = f"{array.dtype} {tuple(array.shape)} ".encode()
+    key = hashlib.sha256(kind + array.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
     tensors[key] = array
     return key

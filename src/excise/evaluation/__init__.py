@@ -5,7 +5,7 @@ from excise.evaluation.labels import LABELS, Label, is_degenerate, label_respons
 from excise.evaluation.onset import Onset
 from excise.evaluation.rate import Rate, RateResult, behavior_rate
 from excise.evaluation.reference import Divergence, Reference
-from excise.evaluation.scorer import Scorer, Subject, scorer, scorers
+from excise.evaluation.registry import Scorer, Subject, scorer, scorers
 from excise.evaluation.statistics import Summary, wilson
 
 __all__ = [

@@ -12,7 +12,7 @@ from excise.edit import Edit
 from excise.errors import InputError
 from excise.evaluation.rate import Rate, RateResult, behavior_rate
 from excise.evaluation.reference import Divergence, Reference
-from excise.evaluation.scorer import Subject, scorers
+from excise.evaluation.registry import Subject, scorers
 from excise.model import EditableModel
 from excise.model.generate import Response
 from excise.progress import Progress, silent

@@ -64,10 +64,10 @@ def _ends_in_a_loop(text: str) -> bool:
 
 
 def _repeats_itself(text: str) -> bool:
-    """Whether one phrase of four words makes up more than half of a longer text (loops that are not exact)."""
+    """Whether phrases of four words that come up four times or more make up over half of a longer text."""
     words = [word.lower() for word in _WORD.findall(text)]
     if len(words) < 40:
         return False
     phrases = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
-    _, most = phrases.most_common(1)[0]
-    return len(phrases) < 0.25 * len(words) or 4 * most > 0.5 * len(words)
+    repeated = sum(count for count in phrases.values() if count >= 4)
+    return repeated > 0.5 * phrases.total()

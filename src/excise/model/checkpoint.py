@@ -71,8 +71,8 @@ class Checkpoint:
     def open(cls, directory: Path) -> Checkpoint:
         """Read and check every header of the weight files that Transformers would load from `directory`.
 
-        Raises `CheckpointError` for a directory without safetensors weights, a truncated or corrupted file, and an index
-        that names a shard or key that is not there.
+        Raises `CheckpointError` for a directory without safetensors weights, a truncated or corrupted file, and an
+        index that names a shard or key that is not there.
         """
         explicit = _explicit_name(directory)
         single, index = directory / (explicit or SINGLE), directory / (explicit or INDEX)
@@ -134,7 +134,7 @@ def read_header(path: Path, *, name: str | None = None) -> Shard:
     end = 8 + length
     for entry in entries:
         if entry.start != end:
-            raise CheckpointError(f"the header of {path} is corrupted ({entry.key} overlaps or leaves a gap)", hint=_AGAIN)
+            raise CheckpointError(f"the header of {path} is corrupted ({entry.key} is out of place)", hint=_AGAIN)
         end += entry.size
     if end > size:
         raise CheckpointError(f"{path} is truncated ({size} of {end} bytes)", hint=_AGAIN)

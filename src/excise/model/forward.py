@@ -245,18 +245,28 @@ def probe_rows(model: TokenModel) -> list[list[int]]:
 
 
 def logits_agree(found: Float[Tensor, "row vocab"], expected: Float[Tensor, "row vocab"], dtype: torch.dtype) -> bool:
-    """Whether two computations of the same logits differ by no more than rounding does."""
-    exact = expected.float()
-    error = (found.float() - exact).square().mean(dim=-1).sqrt() / exact.std(dim=-1).clamp(min=1e-12)
-    tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 0.08
-    return bool((error < tolerance).all())
+    """Whether two computations of the same logits differ by no more than rounding does.
+
+    As a share of the logits' spread: 1e-3 in fp32. In bf16 the order of sums alone moves a 30-layer model by up to 0.1,
+    and a wrong mask or position by about 1, so the limit is 0.25 there.
+    """
+    return _difference(found, expected) < (1e-3 if dtype in (torch.float32, torch.float64) else 0.25)
 
 
 def _probe_padding(model: TokenModel) -> bool:
     rows = probe_rows(model)
     together = last_logits(model, pad_left(rows, pad_id(model), model.device), 1)[:, -1]
+    other_pad = last_logits(model, pad_left(rows, rows[0][0], model.device), 1)[:, -1]
     alone = torch.cat([last_logits(model, pad_left([row], 0, model.device), 1)[:, -1] for row in rows])
-    return logits_agree(together, alone, model.dtype)
+    # Same shapes, so the same rounding: what the padding says must not matter even in bf16, or hardly (experts).
+    return logits_agree(together, alone, model.dtype) and _difference(other_pad, together) < 0.05
+
+
+def _difference(found: Float[Tensor, "row vocab"], expected: Float[Tensor, "row vocab"]) -> float:
+    """The largest root-mean-square difference of a row, as a share of the spread of its logits; infinite for NaN."""
+    exact = expected.float()
+    error = (found.float() - exact).square().mean(dim=-1).sqrt() / exact.std(dim=-1).clamp(min=1e-12)
+    return error.nan_to_num(nan=torch.inf).max().item()
 
 
 def _unless_out_of_memory(work: Callable[[], Result], *, single: bool) -> tuple[Result] | None:

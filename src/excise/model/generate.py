@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import WeakKeyDictionary
@@ -11,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float, Int
 from torch import LongTensor, Tensor, nn
-from transformers import Cache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import Cache
 
 from excise.errors import InputError
 from excise.model.forward import (
@@ -28,12 +27,12 @@ from excise.model.forward import (
     rows_that_fit,
     run_in_batches,
 )
+from excise.model.stock import TEXT_EVERY, generate_stock, up_to_end
 from excise.model.template import ChatTemplate
 from excise.progress import Progress, silent
 
 _CACHE_NAMES = ("past_key_values", "cache_params")
 _ROWS_CAN_LEAVE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-_TEXT_EVERY = 8  # tokens between two looks at the decoded text
 _LOOK_EVERY_ON_GPU = 4  # tokens between two looks at the ids, each of which waits for the device
 
 
@@ -167,11 +166,11 @@ def _generate_batch(
 ) -> list[list[int]]:
     with torch.no_grad():
         if not _rows_can_leave(model):
-            return _generate_stock(model, rows, max_tokens, ends, judge)
+            return generate_stock(model, rows, max_tokens, ends, judge.ended if judge.reads_text else None)
         generation = _Generation(model, rows, ends)
         look = 1 if model.device.type == "cpu" else _LOOK_EVERY_ON_GPU
         for step in range(1, max_tokens + 1):
-            read = judge.reads_text and step % _TEXT_EVERY == 0
+            read = judge.reads_text and step % TEXT_EVERY == 0
             if step % look == 0 or read or step == max_tokens:
                 generation.collect(judge if read else None)
             if not generation.alive or step == max_tokens:
@@ -225,7 +224,7 @@ class _Generation:
         new_tokens = torch.stack(self.fresh, dim=-1).tolist()
         self.fresh = []
         for index, new in zip(self.alive, new_tokens, strict=True):
-            self.tokens[index] += _up_to_end(new, self.ends)
+            self.tokens[index] += up_to_end(new, self.ends)
         over = [self.tokens[index][-1] in self.ends for index in self.alive]
         if judge is not None:
             by_text = judge.ended([self.tokens[index] for index in self.alive])
@@ -250,7 +249,10 @@ class _Generation:
 def _rows_can_leave(model: TextModel) -> bool:
     """Whether a batch of this model may shrink midway; found once, by comparing with passes that use no cache."""
     if model.hf_model not in _ROWS_CAN_LEAVE:
-        _ROWS_CAN_LEAVE[model.hf_model] = _probe_leaving(model)
+        try:
+            _ROWS_CAN_LEAVE[model.hf_model] = _probe_leaving(model)
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):  # a cache of another make
+            _ROWS_CAN_LEAVE[model.hf_model] = False
     return _ROWS_CAN_LEAVE[model.hf_model]
 
 
@@ -277,58 +279,3 @@ def _cache_of(output: Any) -> tuple[str, Cache | None]:
         if isinstance(cache, Cache):
             return name, cache
     return _CACHE_NAMES[0], None
-
-
-def _up_to_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
-    for place, token in enumerate(tokens):
-        if token in ends:
-            return tokens[: place + 1]
-    return tokens
-
-
-def _generate_stock(
-    model: TextModel, rows: Rows, max_tokens: int, ends: frozenset[int], judge: _Judge
-) -> list[list[int]]:
-    """By Transformers' own loop, for models whose cache cannot drop rows: rows stay to the end of their batch."""
-    batch = pad_left(rows, pad_id(model), model.device)
-    width = batch.input_ids.shape[1]
-    criteria = StoppingCriteriaList([_TextCriterion(judge, width)] if judge.reads_text else [])
-    settings = GenerationConfig(
-        do_sample=False, max_new_tokens=max_tokens, eos_token_id=sorted(ends) or None, pad_token_id=pad_id(model)
-    )
-    with _generation_settings(model.hf_model, settings):
-        output = model.hf_model.generate(
-            batch.input_ids, attention_mask=batch.attention_mask, stopping_criteria=criteria
-        )
-    generated = [_up_to_end(row, ends) for row in output[:, width:].tolist()]
-    stopped = [next((c.lengths[row] for c in criteria if row in c.lengths), None) for row in range(len(rows))]
-    return [row if length is None else row[:length] for row, length in zip(generated, stopped, strict=True)]
-
-
-class _TextCriterion(StoppingCriteria):
-    """Ends rows by their text; remembers at how many tokens."""
-
-    def __init__(self, judge: _Judge, prompt_width: int) -> None:
-        self.judge = judge
-        self.prompt_width = prompt_width
-        self.lengths: dict[int, int] = {}
-
-    def __call__(self, input_ids: Int[Tensor, "row token"], _: Any, **__: Any) -> Any:
-        length = input_ids.shape[1] - self.prompt_width
-        if length % _TEXT_EVERY == 0:
-            for row, ended in enumerate(self.judge.ended(input_ids[:, self.prompt_width :].tolist())):
-                if ended:
-                    self.lengths.setdefault(row, length)
-        over = [row in self.lengths for row in range(len(input_ids))]
-        return torch.tensor(over, device=input_ids.device)
-
-
-@contextmanager
-def _generation_settings(hf_model: Any, settings: GenerationConfig) -> Iterator[None]:
-    """The model's own generation settings replaced for a while: unset fields would be filled from them."""
-    original = hf_model.generation_config
-    hf_model.generation_config = settings
-    try:
-        yield
-    finally:
-        hf_model.generation_config = original

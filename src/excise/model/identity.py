@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 # Settings that say how a model is run or saved, not which architecture it is.
 _VOLATILE = frozenset(
-    "_name_or_path name_or_path transformers_version architectures auto_map dtype torch_dtype use_cache return_dict "
-    "output_hidden_states output_attentions problem_type id2label label2id num_labels quantization_config "
-    "transformers_weights chunk_size_feed_forward pad_token_id bos_token_id eos_token_id sep_token_id "
-    "decoder_start_token_id is_decoder gradient_checkpointing".split()
+    {
+        *("name_or_path", "transformers_version", "architectures", "auto_map", "transformers_weights", "problem_type"),
+        *("dtype", "torch_dtype", "quantization_config", "use_cache", "return_dict", "gradient_checkpointing"),
+        *("output_hidden_states", "output_attentions", "chunk_size_feed_forward", "is_decoder"),
+        *("id2label", "label2id", "num_labels", "decoder_start_token_id"),
+        *("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id"),
+    }
 )
 _SAMPLES, _SAMPLE = 4, 64
 

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 from excise.errors import ModelError
 
 # Weights as safetensors, and everything small that a baked copy carries along; never pickles.
-_WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.md", "*.tiktoken", "LICENSE*", "NOTICE*")
+_WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.md", "*.tiktoken", "LICENSE*")
 _UNWANTED = ("consolidated*", "original/*", "onnx/*", "*/onnx/*", "openvino/*", "*.gguf", "*.bin", "*.pth", "*.pt")
 
 
@@ -26,8 +26,8 @@ def locate(name_or_path: str | Path, *, revision: str | None = None, offline: bo
     name_or_path  a directory, or the id of a model on the Hub (then `revision` is its branch, tag or commit)
     offline       use only what was downloaded before
 
-    Raises `ModelError` for a path that is not there or not a directory, an id that is not one, a repository, revision or
-    download that does not exist, is gated, or cannot be reached.
+    Raises `ModelError` for a path that is not there or not a directory, an id that is not one, a repository or revision
+    that does not exist, is gated, or cannot be reached.
     """
     name = str(name_or_path)
     path = Path(name).expanduser()
@@ -75,4 +75,4 @@ def _download(name: str, revision: str | None, offline: bool) -> Path:
         hint = "repeat without --offline" if offline else "check the network, or give a local directory"
         raise ModelError(f"{name}{at} is not on this machine, and was not downloaded", hint=hint) from error
     except OSError as error:  # every network error of huggingface_hub is one
-        raise ModelError(f"{name}{at} could not be downloaded ({error})", hint="check the network, then repeat") from error
+        raise ModelError(f"{name}{at} could not be downloaded: {error}", hint="check the network") from error

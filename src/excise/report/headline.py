@@ -9,7 +9,7 @@ from excise.report.record import Record
 from excise.report.subject import behavior_name, goal, model_name, prompts
 from excise.report.table import MISSED, NO_GOAL, PASSED, UNMEASURED, Mark, Status, judge
 
-LEAK_BOUND = 1e-4  # of the probe, in fp32
+LEAK_BOUND = 1e-4  # of the probe in fp32, where the result names no other
 BAKED_LEAK_BOUND = 1e-3  # of the stored weights, rounded to their own precision
 
 
@@ -22,6 +22,7 @@ class Headline:
     meaning: str
     mark: Mark
     details: tuple[str, ...] = ()
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,15 @@ def change_holds(result: Record) -> bool | None:
     return high[1] < low[0] if low and high else after < before
 
 
+def leak_bound(result: Record) -> float:
+    """What the probe's leak must stay below: as the result says, else the bound in fp32."""
+    return result.number("leak_tolerance") or LEAK_BOUND
+
+
 def leak_holds(result: Record) -> bool | None:
     """Whether the probe's leak is within its bound."""
     leak = result.number("leak")
-    return None if leak is None else leak < LEAK_BOUND
+    return None if leak is None else leak < leak_bound(result)
 
 
 def baked_leak_holds(result: Record) -> bool | None:
@@ -100,7 +106,7 @@ def tally(result: Record) -> Mark:
         return Mark(Status.MISS, f"{formats.count(missed, 'point')} missed")
     if unmeasured:
         return Mark(Status.OPEN, f"nothing missed, {unmeasured} not measured")
-    return Mark(Status.PASS, "all proofs passed")
+    return Mark(Status.PASS, "all checks passed")
 
 
 def _change(result: Record) -> Headline:
@@ -114,10 +120,8 @@ def _change(result: Record) -> Headline:
         details.append(
             "Pass: the two intervals do not overlap." if bounds else "Pass: lower than before; no intervals given."
         )
-    if before is None and after is None:
-        value = formats.NOT_MEASURED
-    else:
-        value = f"{_short(before)} → {_short(after)}"
+    unknown = before is None and after is None
+    value = "–" if unknown else f"{_short(before)} → {_short(after)}"
     return Headline(
         "Behavior shown",
         value,
@@ -128,7 +132,7 @@ def _change(result: Record) -> Headline:
 
 
 def _short(value: float | None) -> str:
-    return "?" if value is None else formats.percent(value)
+    return "–" if value is None else formats.percent(value)
 
 
 def _distance(result: Record) -> Headline:
@@ -140,18 +144,19 @@ def _distance(result: Record) -> Headline:
     mark = UNMEASURED if kl is None else NO_GOAL if stated is None else PASSED if kl <= stated else MISSED
     where = formats.count(count, "ordinary prompt") if count else "ordinary prompts"
     return Headline(
-        "Change elsewhere (KL)",
-        formats.significant(kl),
-        f"How far the first-token predictions moved on {where}, in nats. 0 means not at all.",
+        "Change elsewhere",
+        "–" if kl is None else formats.significant(kl),
+        f"KL divergence of the first token’s probabilities from the base model’s, mean over {where}. 0: no change.",
         mark,
         tuple(details),
+        "" if kl is None else "nats (KL)",
     )
 
 
 def _leak(result: Record) -> Headline:
     baked, live = result.number("leak_baked"), leak_holds(result)
     baked_holds = baked_leak_holds(result)
-    details = [f"Bound {formats.leak(LEAK_BOUND)}, in fp32."]
+    details = [f"Bound {formats.leak(leak_bound(result))}."]
     if baked is not None:
         details.append(f"Baked model, in the precision of its weights: {formats.leak(baked)}.")
     else:
@@ -159,7 +164,7 @@ def _leak(result: Record) -> Headline:
     holds = False if baked_holds is False and baked is not None else live
     return Headline(
         "Leak",
-        formats.leak(result.number("leak")),
+        "–" if result.number("leak") is None else formats.leak(result.number("leak")),
         "What is left of a direction in the residual stream after removing it from every writer. 0 means nothing.",
         judge(holds),
         tuple(details),
@@ -172,8 +177,8 @@ def _coverage(result: Record) -> Headline:
     details = (f"{writers:,} of {formats.count(writers + unresolved, 'writer')}.",) if writers else ()
     return Headline(
         "Coverage",
-        formats.percent(coverage),
-        "Share of the weights that write to the residual stream which can be edited exactly.",
+        _short(coverage),
+        "Share of the writers (weights that write to the residual stream) that can be edited exactly.",
         judge(None if coverage is None else coverage >= 1),
         details,
     )
@@ -189,7 +194,7 @@ def _verification(result: Record) -> Headline:
         passed = False
     return Headline(
         "Baked model",
-        f"{held} / {len(checks)}" if checks else formats.NOT_MEASURED,
+        f"{held} / {len(checks)}" if checks else "–",
         "Checks of the written weights: untouched bytes identical, edited ones as computed, same answers as the edit.",
         judge(passed),
         () if checks else ("No model was baked, or it was not verified.",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -34,21 +35,19 @@ def strengths(result: Record) -> Figure | None:
         x, y = list(values), [fmean(values[layer]) for layer in values]
         hover = [_spread(role, layer, values[layer]) for layer in values]
         if len(layers) <= _BARS or len(values) == 1:
-            figure.add_bar(x=x, y=y, name=role, marker={"color": colour}, hovertemplate=hover)
+            figure.add_bar(x=x, y=y, name=html.escape(role), marker={"color": colour}, hovertemplate=hover)
         else:
             marker = {"size": 5, "symbol": _SYMBOLS[index % len(_SYMBOLS)]}
             line = {"color": colour, "width": 2}
             figure.add_scatter(
-                x=x, y=y, name=role, mode="lines+markers", line=line, marker=marker, hovertemplate=hover
+                x=x, y=y, name=html.escape(role), mode="lines+markers", line=line, marker=marker, hovertemplate=hover
             )
     figure.update_layout(barmode="group", bargap=0.25)
     figure.update_yaxes(title="Strength", rangemode="tozero")
     ticks, texts = _layer_ticks(layers)
     figure.update_xaxes(title="Layer", tickvals=ticks, ticktext=texts, showgrid=False)
     headers = ("Layer", *by_role)
-    rows = tuple(
-        (_layer_name(layer), *(_mean(values.get(layer)) for values in by_role.values())) for layer in layers
-    )
+    rows = tuple((_layer_name(layer), *(_mean(values.get(layer)) for values in by_role.values())) for layer in layers)
     peaks = "; ".join(f"{role} up to {max(map(fmean, values.values())):.2f}" for role, values in by_role.items())
     return Figure(
         "strengths",
@@ -80,7 +79,7 @@ def separability(result: Record) -> Figure | None:
             "line": {"color": series(index), "width": 2, "dash": _DASHES[index % len(_DASHES)]},
             "marker": {"size": 5, "symbol": _SYMBOLS[index % len(_SYMBOLS)]},
             "legendgroup": str(index),
-            "name": position_name(position),
+            "name": html.escape(position_name(position)),
         }
         for row, what in enumerate(("AUC", "silhouette"), start=1):
             y = [values[layer][row - 1] for layer in layers]
@@ -90,10 +89,11 @@ def separability(result: Record) -> Figure | None:
     best = result.number("directions", "best", "layer")
     if best is not None:
         line = {"color": light("miss"), "width": 1.5, "dash": "dot"}
+        early = best <= every[len(every) // 2]
         figure.add_vline(x=best, line=line)
         figure.add_annotation(
-            x=best, y=0.02, yref="y domain", text=f"chosen: layer {best:g}", showarrow=False, xshift=6,
-            font={"color": light("miss")}, xanchor="left" if best <= every[len(every) // 2] else "right",
+            x=best, y=0.02, yref="y domain", text=f"best: layer {best:g}", showarrow=False, xshift=6 if early else -6,
+            font={"color": light("miss")}, xanchor="left" if early else "right",
         )  # fmt: skip
     figure.update_yaxes(title="Held-out AUC", row=1, col=1)
     figure.update_yaxes(title="Silhouette", row=2, col=1)
@@ -124,31 +124,24 @@ def cosines(result: Record) -> Figure | None:
             zmin=-1,
             zmax=1,
             colorscale=scale,
-            colorbar={"thickness": 12, "outlinewidth": 0, "len": 0.9, "tickvals": [-1, -0.5, 0, 0.5, 1]},
+            colorbar={
+                "orientation": "h",
+                "y": -0.16,
+                "yanchor": "top",
+                "thickness": 10,
+                "outlinewidth": 0,
+                "tickvals": [-1, -0.5, 0, 0.5, 1],
+            },
             hovertemplate="layers %{y} and %{x}: %{z:.2f}<extra></extra>",
             xgap=1 if len(rows) <= 24 else 0,
             ygap=1 if len(rows) <= 24 else 0,
         )
     )
     ticks, texts = _layer_ticks(list(range(len(rows))))
-    figure.update_xaxes(title="Layer", tickvals=ticks, ticktext=texts, showgrid=False, zeroline=False)
-    figure.update_yaxes(
-        title="Layer", tickvals=ticks, ticktext=texts, showgrid=False, zeroline=False, autorange="reversed"
-    )
-    chosen = result.number("directions", "best", "layer")
-    row = rows[int(chosen)] if chosen is not None and 0 <= chosen < len(rows) else None
-    shown = [] if row is None else [(str(index), f"{value:.2f}") for index, value in enumerate(row) if value is not None]
-    table = (
-        Table(f"Cosine with the direction of layer {chosen:g}", ("Layer", "Cosine"), tuple(shown), frozenset({1}))
-        if shown
-        else Table(
-            "Cosine between the directions of each two layers",
-            ("Layer", *texts_of(len(rows))),
-            tuple((str(index), *(f"{value:.2f}" for value in row if value is not None)) for index, row in enumerate(rows)),
-            frozenset(range(1, len(rows) + 1)),
-        )
-    )
-    near = [fmean([rows[i][i + 1] or 0.0]) for i in range(len(rows) - 1)]
+    axis = {"title": "Layer", "tickvals": ticks, "ticktext": texts, "showgrid": False, "zeroline": False}
+    figure.update_xaxes(constrain="domain", **axis)
+    figure.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain", **axis)
+    near = [row[index + 1] or 0.0 for index, row in enumerate(rows[:-1])]
     alt = f"Heat map of cosines between the directions of {formats.count(len(rows), 'layer')}."
     if near:
         alt += f" Neighbouring layers agree by {fmean(near):.2f} on average."
@@ -157,15 +150,10 @@ def cosines(result: Record) -> Figure | None:
         "Do the layers agree on the direction?",
         "Cosine between the directions found at each two layers: 1 is the same direction, 0 is unrelated.",
         alt,
-        finish(figure, height=400),
-        table,
-        400,
+        finish(figure, height=440, legend=False),
+        _cosine_table(rows, result.number("directions", "best", "layer")),
+        440,
     )
-
-
-def texts_of(count: int) -> tuple[str, ...]:
-    """`0`, `1`, … as text."""
-    return tuple(str(index) for index in range(count))
 
 
 def position_name(position: str) -> str:
@@ -176,7 +164,7 @@ def position_name(position: str) -> str:
         return "first response token" if position == "+1" else f"response token {position[1:]}"
     if position.startswith("-") and position[1:].isdigit():
         return "last prompt token" if position == "-1" else f"prompt token {position}"
-    return position.replace("<", "‹").replace(">", "›")
+    return position
 
 
 def _strengths(result: Record) -> dict[str, dict[int, list[float]]]:
@@ -197,7 +185,7 @@ def _strengths(result: Record) -> dict[str, dict[int, list[float]]]:
 
 
 def _spread(role: str, layer: int, values: Sequence[float]) -> str:
-    text = f"{role}, {_layer_name(layer)}: %{{y:.3f}}"
+    text = f"{html.escape(role)}, {_layer_name(layer)}: %{{y:.3f}}"
     if min(values) != max(values):
         text += f"<br>{len(values)} writers, {min(values):.3f} to {max(values):.3f}"
     return text + "<extra></extra>"
@@ -219,6 +207,18 @@ def _layer_ticks(layers: Sequence[int]) -> tuple[list[int], list[str]]:
     return ticks, ["emb." if layer < 0 else str(layer) for layer in ticks]
 
 
+def _cosine_table(rows: Sequence[Sequence[float | None]], chosen: float | None) -> Table:
+    """Cosines with the chosen layer's direction; of all layers where none was chosen."""
+    if chosen is not None and 0 <= chosen < len(rows):
+        row = tuple((str(layer), f"{value:.2f}") for layer, value in enumerate(rows[int(chosen)]) if value is not None)
+        return Table(f"Cosine with the direction of layer {int(chosen)}", ("Layer", "Cosine"), row, frozenset({1}))
+    headers = ("Layer", *(str(layer) for layer in range(len(rows))))
+    cells = tuple(
+        (str(layer), *(f"{value:.2f}" for value in row if value is not None)) for layer, row in enumerate(rows)
+    )
+    return Table("Cosine between the layers' directions", headers, cells, frozenset(range(1, len(headers))))
+
+
 def _separability_alt(result: Record, lines: Mapping[str, Mapping[int, tuple[float | None, float | None]]]) -> str:
     scored = [
         (auc, layer, position)
@@ -232,7 +232,7 @@ def _separability_alt(result: Record, lines: Mapping[str, Mapping[int, tuple[flo
         text += f" The highest AUC is {auc:.3f}, at layer {layer}, {position_name(position)}."
     best, where = result.number("directions", "best", "layer"), result.text("directions", "best", "position")
     if best is not None and where is not None:
-        text += f" The edit uses layer {best:g}, {position_name(where)}."
+        text += f" The best is layer {best:g}, {position_name(where)}."
     return text
 
 

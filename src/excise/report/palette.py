@@ -23,7 +23,7 @@ COLOURS: dict[str, tuple[str, str]] = {
     "miss-soft": ("#fae8e3", "#43201a"),
     "open": ("#54606c", "#a3aeb8"),
     "open-soft": ("#eaecee", "#2a323c"),
-    "faint": ("#a9b2bb", "#5d6873"),
+    "faint": ("#929ca6", "#74808b"),
     "attention": ("#0b62ae", "#6fb5f4"),
     "mlp": ("#bf4f0a", "#f3a468"),
     "expert": ("#117d5a", "#60d1a6"),

@@ -6,10 +6,11 @@ import re
 from collections import defaultdict
 
 from excise.report import formats
-from excise.report.headline import BAKED_LEAK_BOUND, LEAK_BOUND, baked_leak_holds, leak_holds
+from excise.report.headline import BAKED_LEAK_BOUND, baked_leak_holds, leak_bound, leak_holds
 from excise.report.record import Record, as_number
 from excise.report.table import Mark, Table, judge
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _INDEX = re.compile(r"\.\d+(?=\.|$)")
 ROLES = ("embedding", "attention", "mlp", "expert", "mixer")
 
@@ -46,7 +47,9 @@ def unresolved(result: Record) -> Table | None:
     for item in result.items("survey", "unresolved"):
         layer = item.number("layer")
         names = item.texts("parameters") or item.texts("parameter") or (item.text() or "–",)
-        rows.append((", ".join(names), "–" if layer is None else f"{layer:g}", item.text("reason") or "no reason given"))
+        rows.append(
+            (", ".join(names), "–" if layer is None else f"{layer:g}", item.text("reason") or "no reason given")
+        )
     if not rows:
         return None
     return Table("Not covered", ("Parameter", "Layer", "Why"), tuple(rows), frozenset({1}))
@@ -59,7 +62,7 @@ def leaks(result: Record) -> Table:
         "Leak: what is left of a direction that was removed at strength 1",
         ("", "Leak", "Bound", "Result"),
         (
-            ("Every writer, live, fp32", formats.leak(live), formats.leak(LEAK_BOUND), judge(leak_holds(result))),
+            ("Every writer, live", formats.leak(live), formats.leak(leak_bound(result)), judge(leak_holds(result))),
             (
                 "Baked weights, their own precision",
                 formats.leak(baked),
@@ -123,10 +126,12 @@ def versions(result: Record) -> tuple[tuple[str, str], ...]:
 def digests(result: Record) -> tuple[tuple[str, str], ...]:
     """SHA-256 of the prompts of each split: the prompts themselves are not in the report."""
     found: list[tuple[str, str]] = []
-    for key in ("digests", "prompt_digests"):
+    for key in ("prompts", "digests"):
         for split, value in result.fields(key).items():
             sides = Record(value).fields() or {"": value}
-            found += [(f"{split} {side}".strip(), str(digest)) for side, digest in sides.items()]
+            for side, digest in sides.items():
+                if isinstance(digest, str) and _SHA256.fullmatch(digest):  # nothing else: a prompt must never get in
+                    found.append((f"{split} {side}".strip(), digest))
     return tuple(found)
 
 

@@ -14,7 +14,7 @@ _LABELS = {
     "deflect": "evades without the behavior's wording",
     "degenerate": "broken text (repetition, empty)",
 }
-_KNOWN = {"rate", "rate_interval", "labels", "kl_first", "kl_sequence", "top1", "perplexity_ratio"}
+_KNOWN = {"rate", "baseline_rate", "top1", "perplexity_ratio"}
 _STATISTICS = ("mean", "median", "p95", "max")
 
 
@@ -29,9 +29,11 @@ def rates(result: Record) -> Table | None:
     seen = [*_LABELS, *before.fields("labels"), *after.fields("labels")]
     for label in dict.fromkeys(seen):
         counts = before.number("labels", label), after.number("labels", label)
-        if any(count is not None for count in counts):
+        if any(counts):
             name = f"Answers: {_LABELS.get(label, label)}"
             rows.append((name, *("–" if count is None else f"{count:g}" for count in counts)))
+    if before.number("baseline_rate") is not None or after.number("baseline_rate") is not None:
+        rows.append(("Shown on ordinary prompts", _rate(before, "baseline_"), _rate(after, "baseline_")))
     for key in dict.fromkeys([*before.fields(), *after.fields()]):
         values = as_number(before.at(key)), as_number(after.at(key))
         if key not in _KNOWN and any(value is not None for value in values):
@@ -57,7 +59,7 @@ def distance(result: Record) -> Table | None:
     where = f"{formats.count(count, 'held-out ordinary prompt')}" if count else "held-out ordinary prompts"
     return Table(
         f"KL divergence from the base model in nats, over {where}",
-        ("", "Mean", "Median", "95th percentile", "Largest"),
+        ("", "Mean", "Median", "p95", "Max"),
         tuple(rows),
         frozenset({1, 2, 3, 4}),
     )
@@ -91,7 +93,9 @@ def splits(result: Record) -> Table | None:
             rows.append((split, uses.get(split, ""), f"{target:,}", f"{baseline:,}"))
     if not rows:
         return None
-    return Table("Prompts, in splits that share none", ("", "Used", "Target", "Baseline"), tuple(rows), frozenset({2, 3}))
+    return Table(
+        "Prompts, in splits that share none", ("", "Used", "Target", "Baseline"), tuple(rows), frozenset({2, 3})
+    )
 
 
 def controls(result: Record) -> Table | None:
@@ -99,7 +103,7 @@ def controls(result: Record) -> Table | None:
     rows: list[tuple[str | Mark, ...]] = []
     no_op, random = result.record("controls", "no_op"), result.record("controls", "random_direction")
     if no_op.fields():
-        kl = no_op.number("kl_first")
+        kl = _kl(no_op)
         rows.append(
             ("An edit that does nothing", "changes nothing", _rate(no_op), formats.significant(kl), _exact(kl)),
         )
@@ -109,14 +113,14 @@ def controls(result: Record) -> Table | None:
                 "A random direction, same strengths",
                 "leaves the behavior",
                 _rate(random),
-                formats.significant(random.number("kl_first")),
+                formats.significant(_kl(random)),
                 judge(_random_holds(result, random)),
             ),
         )
     for name, fields in result.fields("controls").items():
         if name not in ("no_op", "random_direction") and isinstance(fields, dict):
             other = Record(fields)
-            kl_text = formats.significant(other.number("kl_first"))
+            kl_text = formats.significant(_kl(other))
             rows.append((name.replace("_", " "), "–", _rate(other), kl_text, Mark(Status.OPEN, "for comparison")))
     if not rows:
         return None
@@ -137,16 +141,22 @@ def truth(result: Record) -> Table | None:
         if pair is not None:
             change = 100 * (pair[1] - pair[0])
             name = names.get(key, key.replace("_", " ").capitalize())
-            rows.append((name, formats.percent(pair[0]), formats.percent(pair[1]), f"{change:+.1f} points"))
+            rows.append(
+                (name, formats.percent(pair[0]), formats.percent(pair[1]), f"{change:+.1f} points".replace("-", "−"))
+            )
     if not rows:
         return None
-    return Table(
-        "Ground truth of the demo model", ("", "Before", "After", "Change"), tuple(rows), frozenset({1, 2, 3})
-    )
+    return Table("Ground truth of the demo model", ("", "Before", "After", "Change"), tuple(rows), frozenset({1, 2, 3}))
 
 
-def _rate(scores: Record) -> str:
-    return formats.rate(scores.number("rate"), scores.pair("rate_interval"))
+def _rate(scores: Record, prefix: str = "") -> str:
+    return formats.rate(scores.number(f"{prefix}rate"), scores.pair(f"{prefix}rate_interval"))
+
+
+def _kl(scores: Record) -> float | None:
+    """The mean first-token KL: a number, or one of a summary's."""
+    number = scores.number("kl_first")
+    return scores.number("kl_first", "mean") if number is None else number
 
 
 def _exact(kl: float | None) -> Mark:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from datetime import UTC, datetime
 
 from excise.report.record import Record
 
@@ -64,3 +65,29 @@ def goal(result: Record, name: str) -> float | None:
     """A goal that was stated: `max_rate` or `max_kl`."""
     stated = result.number("goals", name)
     return stated if stated is not None else result.number("config", name)
+
+
+def created(result: Record) -> str | None:
+    """When the run began, to the minute in UTC; another form of time stays as it is."""
+    text = result.text("created")
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if moment.tzinfo else f"{moment:%Y-%m-%d %H:%M}"
+
+
+def left_out(result: Record) -> tuple[str, ...] | None:
+    """Warnings and what was skipped; None where the result does not say."""
+    found = (*result.texts("warnings"), *result.texts("skipped"))
+    known = result.at("warnings") is not None and result.at("skipped") is not None
+    return found if found or known else None
+
+
+def nothing_left_out(result: Record) -> str:
+    """What to say where nothing is listed."""
+    if left_out(result) is None:
+        return "Not recorded in this result."
+    return "None: the run gave no warning and left nothing out."

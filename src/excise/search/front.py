@@ -62,9 +62,9 @@ class Choice:
 def choose(points: Sequence[Scored], *, max_kl: float | None = None, max_rate: float | None = None) -> Choice:
     """Pick one of at least one points.
 
-    Without limits: the smallest sequence KL among the points whose rate is at most 1 %, or at most one point of per
-    cent above the lowest rate, where that is more. Removing the behavior comes first, and rates that a few dozen prompts
-    cannot tell apart count as equal.
+    Without limits: the smallest sequence KL among the points whose rate is at most 1 %, or at most 0.01 above the
+    lowest rate, where that is more. Removing the behavior comes first, and rates that a few dozen prompts cannot tell
+    apart count as equal.
 
     max_kl    only points with a first-token KL of at most this; where there is none, the smallest first-token KL
     max_rate  the smallest sequence KL among points with at most this rate; where there is none, the lowest rate
@@ -84,7 +84,7 @@ def choose(points: Sequence[Scored], *, max_kl: float | None = None, max_rate: f
 
 
 def spread(indices: Sequence[int], *, most: int) -> list[int]:
-    """At most `most` of a front's indices (by increasing rate): two in three the lowest, the others spread over the rest."""
+    """At most `most` of a front's indices (by increasing rate): mostly the lowest, the others spread over the rest."""
     if len(indices) <= most:
         return list(indices)
     low = max(1, 2 * most // 3)

@@ -1,15 +1,15 @@
 """Which candidate to try next, as a pure function of what was tried before: a study resumes as if never stopped.
 
-    first      warm starts: what is known to work well on most models
-    then       by turns Optuna's multi-objective TPE (Ozaki et al. 2022) over (rate, log₁₀ KL), and a small step from a
-               point of the front
-    last       small steps from the best point alone
+first      warm starts: what is known to work well on most models
+then       by turns Optuna's multi-objective TPE (Ozaki et al. 2022) over (rate, log₁₀ KL), and a small step from a
+           point of the front
+last       small steps from the best point alone
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import log10
 from typing import Protocol, runtime_checkable
@@ -81,7 +81,7 @@ class TreeProposer:
             study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
             study.add_trials([frozen(trial, self.space.distributions) for trial in history])
             asked = study.ask(dict(self.space.distributions))
-        return dict(asked.params)
+        return self.space.inside(asked.params)
 
 
 def warm_starts(space: Space) -> list[Parameters]:
@@ -120,7 +120,7 @@ def objectives(measured: Measured) -> tuple[float, float]:
     return measured.rate, log10(max(measured.kl_sequence, 0.0) + KL_FLOOR)
 
 
-def frozen(trial: Trial, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
+def frozen(trial: Trial, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
     """A trial as Optuna keeps it."""
     measured = trial.measured
     return optuna.trial.create_trial(

@@ -51,9 +51,7 @@ class Space:
         directions = self.directions[str(parameters["method"])]
         position = directions.positions.index(str(parameters["position"]))
         norm: Norm = "column" if parameters["norm"] == "column" else "none"
-        schedule = Schedule(
-            {role: self._plateau(parameters, role) for role in self.roles}, layers=self.survey.layers
-        )
+        schedule = Schedule({role: self._plateau(parameters, role) for role in self.roles}, layers=self.survey.layers)
         if parameters["reach"] == "per-layer":
             return Edit.project(self.survey, directions.per_layer(position), schedule, norm)
         return Edit.project(self.survey, directions.vector(position, float(parameters["source"])), schedule, norm)
@@ -78,7 +76,11 @@ class Space:
         for key, value in changes.items():
             names = [key] if key in values else [f"{role}.{key}" for role in self.roles]
             values |= dict.fromkeys(names, value)
-        return {key: _inside(value, self.distributions[key]) for key, value in values.items()}
+        return self.inside(values)
+
+    def inside(self, parameters: Parameters) -> dict[str, float | str]:
+        """The nearest parameters that are in range and on the grid, without rounding noise."""
+        return {key: _inside(value, self.distributions[key]) for key, value in parameters.items()}
 
     def choices(self, name: str) -> tuple[Any, ...]:
         """The values that a category may take."""
@@ -93,7 +95,7 @@ class Space:
         for name in generator.sample(movable, k=min(len(movable), generator.choice((1, 2, 2, 3)))):
             distribution = self.distributions[name]
             if isinstance(distribution, CategoricalDistribution):
-                values[name] = generator.choice([each for each in distribution.choices if each != values[name]])
+                values[name] = generator.choice([each for each in self.choices(name) if each != values[name]])
                 continue
             assert isinstance(distribution, FloatDistribution)
             width = distribution.high - distribution.low
@@ -111,8 +113,9 @@ class Space:
 
     def _distributions(self, norm: Norm | None) -> Mapping[str, BaseDistribution]:
         last = self.survey.layers - 1
-        low = max(_FIRST_SOURCE * last, self.best[1] - _AROUND_BEST * last)
-        high = max(low, min(_LAST_SOURCE * last, self.best[1] + _AROUND_BEST * last))
+        reach = max(_AROUND_BEST * last, 1.0)
+        low = max(_FIRST_SOURCE * last, self.best[1] - reach)
+        high = max(low, min(_LAST_SOURCE * last, self.best[1] + reach))
         found: dict[str, BaseDistribution] = {
             "position": CategoricalDistribution(self.positions),
             "method": CategoricalDistribution(tuple(self.directions)),
@@ -144,7 +147,7 @@ def _positions(directions: Directions) -> tuple[str, ...]:
 def _inside(value: float | str, distribution: BaseDistribution) -> float | str:
     """The nearest value that a distribution allows."""
     if not isinstance(distribution, FloatDistribution):
-        return value if value in getattr(distribution, "choices", ()) else distribution.choices[0]
+        return value
     number = min(max(float(value), distribution.low), distribution.high)
     if distribution.step is not None:
         number = distribution.low + round((number - distribution.low) / distribution.step) * distribution.step

@@ -40,9 +40,7 @@ class Study:
     key        of all that the trials depend on: another key in the same directory is another study
     """
 
-    def __init__(
-        self, directory: Path | None, *, key: str, distributions: Mapping[str, BaseDistribution]
-    ) -> None:
+    def __init__(self, directory: Path | None, *, key: str, distributions: Mapping[str, BaseDistribution]) -> None:
         self.distributions = dict(distributions)
         self._name = f"excise-{key}"
         self._directory = directory

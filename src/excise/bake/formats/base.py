@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from excise.bake.plan import TensorEdit
 from excise.model.checkpoint import Checkpoint, TensorEntry
@@ -19,6 +19,7 @@ class Piece:
     finite: bool
 
 
+@runtime_checkable
 class Format(Protocol):
     """A way to store weights. Writing and verifying both consume `pieces`, so they cannot disagree."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -84,4 +84,5 @@ def _read(source: BinaryIO, entry: TensorEntry, block: Slices) -> Tensor:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    array: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
+    return memoryview(array)

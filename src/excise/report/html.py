@@ -1,0 +1,117 @@
+"""`report.html`: one file that opens anywhere, offline, in light or dark, on paper.
+
+Everything that comes from the result is escaped, and the page's content security policy names the two scripts that may
+run by their hashes and allows no request at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from functools import cache
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from excise.report import figures, headline, layer_figures, proof, scores, subject
+from excise.report.palette import COLOURS, dark_partners
+from excise.report.record import Record
+
+
+def render(result: Record) -> str:
+    """The page for a result. Needs nothing but the result, and says in words what the result does not hold."""
+    pictures = {
+        "pareto": figures.pareto(result),
+        "strengths": layer_figures.strengths(result),
+        "separability": layer_figures.separability(result),
+        "cosines": layer_figures.cosines(result),
+    }
+    plotly = get_plotlyjs().replace("\r", "") if any(pictures.values()) else ""
+    script = _asset("report.js")
+    return _template().render(
+        **_words(result),
+        **_tables(result),
+        **pictures,
+        policy=_policy(plotly, script),
+        style=Markup(_colours() + _asset("report.css")),
+        palette=script_json(dark_partners()),
+        plotly=Markup(plotly),
+        script=Markup(script),
+    )
+
+
+def script_json(value: object) -> Markup:
+    """JSON that can stand inside a script element whatever strings it holds."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("excise.report", "assets"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["script_json"] = script_json
+    return environment.get_template("report.html.j2")
+
+
+def _words(result: Record) -> dict[str, object]:
+    return {
+        "model": subject.model_name(result),
+        "behavior": subject.behavior_name(result),
+        "lead": headline.lead(result),
+        "tally": headline.tally(result),
+        "headlines": headline.headlines(result),
+        "meters": headline.meters(result),
+        "created": subject.created(result),
+        "clear": subject.left_out(result) == (),
+        "nothing_left_out": subject.nothing_left_out(result),
+        "warnings": result.texts("warnings"),
+        "skipped": result.texts("skipped"),
+        "command": subject.command(result),
+        "excise_version": result.text("versions", "excise"),
+        "agreement": scores.agreement(result),
+        "settings": proof.settings(result),
+        "versions": proof.versions(result),
+        "digests": proof.digests(result),
+    }
+
+
+def _tables(result: Record) -> dict[str, object]:
+    return {
+        "truth": scores.truth(result),
+        "rates": scores.rates(result),
+        "distance": scores.distance(result),
+        "controls": scores.controls(result),
+        "splits": scores.splits(result),
+        "leaks": proof.leaks(result),
+        "writers": proof.writers(result),
+        "unresolved": proof.unresolved(result),
+        "checks": proof.checks(result),
+        "stages": proof.stages(result),
+    }
+
+
+def _asset(name: str) -> str:
+    return files("excise.report").joinpath("assets", name).read_text(encoding="utf-8").replace("\r", "")
+
+
+def _colours() -> str:
+    """The palette as CSS variables; paper is light."""
+    light, dark = ("".join(f"--{purpose}:{pair[index]};" for purpose, pair in COLOURS.items()) for index in range(2))
+    return f":root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n"
+
+
+def _policy(*scripts: str) -> str:
+    """No request to anywhere; only these scripts run."""
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
+        if script
+    )
+    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:"

@@ -1,0 +1,204 @@
+"""The search, top to bottom: space, study, confirmation on unseen prompts, choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from excise import runs
+from excise.behaviors import Behavior, PromptSet, Splits
+from excise.directions import Directions
+from excise.edit import Edit, Norm
+from excise.errors import InputError
+from excise.find import find_directions
+from excise.model import EditableModel
+from excise.progress import Progress, silent
+from excise.search.front import choose, non_dominated, spread
+from excise.search.objective import BehaviorObjective
+from excise.search.proposer import TreeProposer, front_of
+from excise.search.result import FrontPoint, SearchResult
+from excise.search.space import Space
+from excise.search.study import Study, run_study
+from excise.search.trial import Measured, Trial
+
+Budget = Literal["quick", "standard", "thorough"]
+
+TRIALS: Mapping[str, int] = {"quick": 24, "standard": 60, "thorough": 200}
+CONFIRMED = 6
+"""How many points of the front are measured again on the select split."""
+
+_SCHEMA = 1
+
+
+def search(
+    model: EditableModel,
+    behavior: Behavior | str,
+    *,
+    splits: Splits | None = None,
+    directions: Directions | None = None,
+    seed: int = 0,
+    budget: Budget | str = "standard",
+    trials: int | None = None,
+    norm: Norm | None = None,
+    directory: str | Path | None = None,
+    max_kl: float | None = None,
+    max_rate: float | None = None,
+    max_tokens: int | None = None,
+    batch_size: int | None = None,
+    progress: Progress = silent,
+) -> SearchResult:
+    """Search for edits that remove a behavior and change little else.
+
+    Trials are scored on the `tune` split; the best of their front are measured again on `select`, where one is chosen
+    (see `excise.search.front.choose`). The report split is never read. The same seed gives the same result; a search
+    with a `directory` goes on where it was stopped, and then ends as if it had not been.
+
+    splits      the behavior's own, made with `seed`, where not given
+    directions  found on the `fit` split where not given
+    budget      how many trials: 24, 60 or 200; `trials` says it exactly
+    norm        of the edits: "none" or "column"; None lets it be searched
+    directory   where the study is kept; None keeps it in memory
+    max_kl      wanted: a first-token KL of at most this
+    max_rate    wanted: a behavior rate of at most this
+    max_tokens  of a response; by default the behavior's own
+
+    Raises `InputError` for settings that cannot be, `PromptError`, `BehaviorError`, `ModelError`.
+    """
+    wanted = _trials(budget, trials)
+    behavior = Behavior.load(behavior) if isinstance(behavior, str) else behavior
+    splits = splits or behavior.splits(seed=seed)
+    if directions is None:
+        directions = find_directions(
+            model, behavior, splits=splits, seed=seed, batch_size=batch_size, progress=progress
+        )
+    space = Space(model.survey, directions, norm=norm)
+    study = Study(
+        None if directory is None else Path(directory),
+        key=_key(model, behavior, splits, directions, seed, wanted, norm, max_tokens),
+        distributions=space.distributions,
+    )
+
+    def objective(prompts: PromptSet, *, screening: bool) -> BehaviorObjective:
+        return BehaviorObjective.measure_base(
+            model,
+            behavior,
+            prompts,
+            screening=screening,
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+    if len(study.trials) < wanted:
+        proposer = TreeProposer(space, seed=seed, trials=wanted)
+        tune = objective(splits.tune, screening=True)
+        run_study(study, proposer, tune, edit=space.edit, trials=wanted, progress=progress)
+
+    chosen = _to_confirm(study)
+    confirmed: dict[int, Measured] = {}
+    unseen: BehaviorObjective | None = None
+    for number, trial in enumerate(chosen):
+        progress("confirming the front", number, len(chosen), "points")
+        known = study.note(f"select {trial.index}")
+        if known is None:
+            unseen = unseen or objective(splits.select, screening=False)
+            known = vars(unseen(space.edit(trial.parameters)))
+            study.remember(f"select {trial.index}", known)
+        confirmed[trial.index] = Measured(**known)
+    progress("confirming the front", len(chosen), len(chosen), "points")
+
+    provenance = _provenance(behavior, splits, seed, directions)
+    points = [_point(trial, confirmed[trial.index], space.edit(trial.parameters), provenance) for trial in chosen]
+    return _result(points, study, max_kl=max_kl, max_rate=max_rate)
+
+
+def _trials(budget: str, trials: int | None) -> int:
+    if budget not in TRIALS:
+        raise InputError(f"unknown budget '{budget}'", hint=f"budgets: {', '.join(TRIALS)}")
+    wanted = TRIALS[budget] if trials is None else trials
+    if wanted < 1:
+        raise InputError(f"a search of {wanted} trials", hint="ask for at least one trial")
+    return wanted
+
+
+def _key(
+    model: EditableModel,
+    behavior: Behavior,
+    splits: Splits,
+    directions: Directions,
+    seed: int,
+    trials: int,
+    norm: Norm | None,
+    max_tokens: int | None,
+) -> str:
+    """Of all that trials depend on."""
+    return runs.key(
+        {
+            "schema": _SCHEMA,
+            "model": [model.identity.config_hash, model.identity.checkpoint_hash],
+            "behavior": behavior.model_dump(mode="json", exclude={"target", "baseline", "description"}),
+            "splits": splits.digest(),
+            "directions": directions.digest(),
+            "seed": seed,
+            "trials": trials,
+            "norm": norm,
+            "max_tokens": max_tokens,
+        }
+    )
+
+
+def _to_confirm(study: Study) -> list[Trial]:
+    """The points of the tune split's front that are measured again; where every trial was screened, the first one."""
+    front = front_of(study.trials) or study.trials[:1]
+    return [front[index] for index in spread(range(len(front)), most=CONFIRMED)]
+
+
+def _provenance(behavior: Behavior, splits: Splits, seed: int, directions: Directions) -> dict[str, Any]:
+    return {
+        "behavior": behavior.name,
+        "splits": {"sizes": splits.sizes(), "sha256": splits.digest()},
+        "seed": seed,
+        "directions": {
+            "method": directions.method,
+            "position": directions.positions[directions.best[0]],
+            "layer": directions.best[1],
+        },
+        "versions": runs.versions(),
+    }
+
+
+def _point(trial: Trial, select: Measured, edit: Edit, provenance: Mapping[str, Any]) -> FrontPoint:
+    tune = trial.measured
+    share = tune.prompts / max(tune.prompts + select.prompts, 1)
+    scores = {
+        name: {"rate": each.rate, "kl_first": each.kl_first, "kl_sequence": each.kl_sequence, "prompts": each.prompts}
+        for name, each in (("tune", tune), ("select", select))
+    }
+    record = {**provenance, "trial": trial.index, "parameters": dict(trial.parameters)}
+    return FrontPoint(
+        rate=share * tune.rate + (1 - share) * select.rate,
+        kl_first=(tune.kl_first + select.kl_first) / 2,
+        kl_sequence=(tune.kl_sequence + select.kl_sequence) / 2,
+        edit=edit.with_record(provenance=record, scores=scores),
+        parameters=trial.parameters,
+        tune=tune,
+        select=select,
+        trial=trial.index,
+    )
+
+
+def _result(points: list[FrontPoint], study: Study, *, max_kl: float | None, max_rate: float | None) -> SearchResult:
+    choice = choose(points, max_kl=max_kl, max_rate=max_rate)
+    taken = points[choice.index]
+    on_front = non_dominated([(point.rate, point.kl_sequence) for point in points])
+    kept = {choice.index, *on_front}
+    front = sorted((points[index] for index in kept), key=lambda point: (point.rate, point.kl_sequence))
+    return SearchResult(
+        front=tuple(front),
+        best=taken.edit,
+        reason=choice.reason,
+        satisfied=choice.satisfied,
+        history=tuple(study.trials),
+        seconds=round(sum(trial.seconds for trial in study.trials), 3),
+    )

@@ -1,0 +1,73 @@
+"""The Pareto front against brute force, and the rule that picks a point."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from excise.search.front import choose, non_dominated, spread
+
+VALUES = st.one_of(st.integers(0, 4).map(float), st.floats(0, 1), st.just(float("inf")), st.just(float("nan")))
+
+
+@dataclass(frozen=True)
+class Point:
+    rate: float
+    kl_first: float
+    kl_sequence: float
+
+
+@given(st.lists(st.tuples(VALUES, VALUES), max_size=30))
+def test_the_front_is_what_brute_force_finds(points: list[tuple[float, float]]) -> None:
+    usable = [index for index, (a, b) in enumerate(points) if a == a and b == b]
+
+    def beaten(index: int) -> bool:
+        a, b = points[index]
+        return any(
+            (points[other][0] <= a and points[other][1] <= b) and (points[other] != points[index] or other < index)
+            for other in usable
+            if other != index
+        )
+
+    expected = [index for index in usable if not beaten(index)]
+    found = non_dominated(points)
+    assert sorted(found) == expected
+    assert [points[index][0] for index in found] == sorted(points[index][0] for index in found)
+
+
+def test_the_lowest_rate_wins_then_the_smallest_damage() -> None:
+    points = [Point(0.5, 0.0, 0.0), Point(0.01, 0.2, 0.2), Point(0.0, 0.9, 0.9), Point(0.04, 0.1, 0.1)]
+    assert choose(points).index == 1
+    assert choose(points).satisfied
+
+
+def test_without_a_low_rate_the_tolerance_is_relative_to_the_lowest() -> None:
+    points = [Point(0.30, 0.9, 0.9), Point(0.31, 0.2, 0.2), Point(0.35, 0.1, 0.1)]
+    assert choose(points).index == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "index", "satisfied"),
+    [
+        ({"max_kl": 0.25}, 1, True),
+        ({"max_kl": 0.15}, 3, True),
+        ({"max_kl": -1.0}, 0, False),
+        ({"max_rate": 0.05}, 3, True),
+        ({"max_rate": 0.0}, 2, True),
+        ({"max_kl": 0.25, "max_rate": 0.0}, 1, False),
+    ],
+)
+def test_limits_are_respected_and_said_to_be_missed(limits: dict[str, float], index: int, satisfied: bool) -> None:
+    points = [Point(0.5, 0.0, 0.0), Point(0.01, 0.2, 0.2), Point(0.0, 0.9, 0.9), Point(0.04, 0.1, 0.1)]
+    choice = choose(points, **limits)
+    assert (choice.index, choice.satisfied) == (index, satisfied)
+    assert choice.reason
+
+
+@given(st.integers(0, 40), st.integers(1, 8))
+def test_a_spread_keeps_the_lowest_and_no_more_than_asked(count: int, most: int) -> None:
+    kept = spread(range(count), most=most)
+    assert len(kept) == min(count, most)
+    assert kept == sorted(set(kept))
+    assert kept[:1] == list(range(count))[:1]

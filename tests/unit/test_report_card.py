@@ -1,0 +1,138 @@
+"""The model card and the way numbers are written."""
+
+import re
+
+import pytest
+
+from excise.report import card, formats, subject
+from excise.report.record import Record
+from fake_result import fake_result
+
+
+def front_matter(text: str) -> str:
+    match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    assert match
+    return match[1]
+
+
+def test_card_of_a_model_from_the_hub():
+    text = card.render(Record(fake_result(demo=False)))
+    head = front_matter(text)
+    assert "base_model: Qwen/Qwen3-4B" in head
+    assert "library_name: transformers" in head
+    assert "license" not in head
+    assert "The licence of the base model applies" in text
+    for expected in ("98% (93.0–99.5%)", "0.0104", "2.1e-07", "untouched tensors", "from_pretrained", "2406.11717"):
+        assert expected in text, expected
+
+
+def test_card_keeps_a_known_licence():
+    text = card.render(Record(fake_result() | {"license": "apache-2.0"}))
+    assert "license: apache-2.0" in front_matter(text)
+
+
+@pytest.mark.parametrize("model", ["/home/someone/models/mine", "./mine", "~/x/mine", "C:\\models\\mine", "a/b/mine"])
+def test_a_local_base_is_named_without_its_path(model):
+    result = fake_result() | {"model": model, "command": f"excise run {model} --behavior /home/someone/b.toml"}
+    result["warnings"] = ["the tokenizer in /home/someone/models/mine has no template"]
+    text = card.render(Record(result))
+    assert "base_model" not in front_matter(text)
+    assert "# mine, without" in text
+    assert "someone" not in text
+    assert "C:" not in text
+
+
+def test_base_model_in_the_result_decides():
+    assert subject.hub_id(Record({"model": "runs/mine", "base_model": None})) is None
+    assert subject.hub_id(Record({"model": "/x/y", "base_model": "org/name"})) == "org/name"
+    assert subject.hub_id(Record({"model": "org/name"})) == "org/name"
+    assert subject.hub_id(Record({"model": "name"})) is None
+
+
+@pytest.mark.parametrize("key", sorted(fake_result()))
+def test_card_without_a_key(key):
+    result = fake_result()
+    del result[key]
+    assert "## Limits" in card.render(Record(result))
+
+
+def test_card_of_nothing():
+    text = card.render(Record({}))
+    assert "Nothing was measured" in text
+    assert "Not recorded" in text
+
+
+def test_names_cannot_break_the_card():
+    name = 'x\n---\nlicense: mit\n# y | <script>alert(1)</script> [l](javascript:1) "'
+    text = card.render(Record(fake_result() | {"model": name, "license": name, "warnings": [name]}))
+    assert text.count("\n---\n") == 1
+    assert "\nlicense: mit" not in text
+    body = text.split("\n---\n", 1)[1]
+    assert "<script>" not in body
+    assert not re.search(r"(?<!\\)\]\(javascript", body)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("see /home/me/x/model", "see model"),
+        ("https://arxiv.org/abs/1", "https://arxiv.org/abs/1"),
+        ("Qwen/Qwen3-4B", "Qwen/Qwen3-4B"),
+        ("'/a b/c/d'", "'/a b/c/d'"),
+        ("--out=../up/run", "--out=run"),
+    ],
+)
+def test_public_text(text, shown):
+    assert card.public(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0%"),
+        (1.0, "100%"),
+        (0.02, "2%"),
+        (0.125, "12.5%"),
+        (0.0001, "<0.1%"),
+        (0.9999, ">99.9%"),
+        (None, "not measured"),
+    ],
+)
+def test_percent(value, text):
+    assert formats.percent(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (0.0104, "0.0104"), (0.2, "0.200"), (1.012, "1.01"), (123.4, "123"), (1.5e-6, "1.50e-06")],
+)
+def test_significant(value, text):
+    assert formats.significant(value) == text
+
+
+def test_leak():
+    assert formats.leak(2.14e-7) == "2.1e-07"
+    assert formats.leak(0.0) == "0"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.9, "9.9 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min 0 s"),
+        (96.4, "1 min 36 s"),
+        (3599.7, "1 h 0 min"),
+        (7260.0, "2 h 1 min"),
+    ],
+)
+def test_duration(seconds, text):
+    assert formats.duration(seconds) == text
+
+
+def test_ranges_and_intervals():
+    assert formats.ranges([3, 1, 2, 7, 9, 10]) == "1–3, 7, 9–10"
+    assert formats.interval((0.0, 0.037)) == "0.0–3.7%"
+    assert formats.interval((0.9, 1.0)) == "90–100%"
+    assert formats.rate(0.5, None) == "50%"

@@ -1,0 +1,174 @@
+"""The whole search on a tiny model that was taught, in seconds, to say no to one kind of prompt."""
+
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+import excise
+from excise.behaviors import Behavior, Splits, SplitSizes
+from excise.directions import Directions
+from excise.errors import InputError
+from excise.find import find_directions
+from excise.model import EditableModel
+from excise.search import SearchResult, search
+from zoo.letters import CHATML, letters
+from zoo.tiny import build
+
+SIZES = SplitSizes(fit=24, tune=12, select=12, report=12)
+TRIALS = 16
+
+
+def prompts(kind: str) -> list[str]:
+    """“zig a7” is refused, “zag a7” is answered with the letter."""
+    return [f"{kind} {letter}{digit}" for letter, digit in itertools.product("abcdefghij", "0123456789")]
+
+
+def answer(prompt: str) -> str:
+    return "no way" if prompt.startswith("zig") else prompt[4]
+
+
+def train(model: EditableModel, steps: int = 120) -> None:
+    tokenizer, generator = model.tokenizer, random.Random(0)
+    pairs = [(model.template.render(each), answer(each)) for kind in ("zig", "zag") for each in prompts(kind)]
+    rows = [
+        (tokenizer(prompt, add_special_tokens=False).input_ids, tokenizer(reply, add_special_tokens=False).input_ids)
+        for prompt, reply in pairs
+    ]
+    width = max(len(prompt) + len(reply) for prompt, reply in rows) + 1
+    optimiser = torch.optim.AdamW(model.hf_model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        batch = generator.sample(rows, 32)
+        ids = torch.tensor([p + r + [2] + [0] * (width - len(p) - len(r) - 1) for p, r in batch])
+        labels = torch.tensor([[-100] * len(p) + r + [2] + [-100] * (width - len(p) - len(r) - 1) for p, r in batch])
+        loss = model.hf_model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    model.hf_model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> EditableModel:
+    tiny = EditableModel(build("llama", spread=1.0), letters(template=CHATML), name="taught")
+    torch.manual_seed(0)
+    train(tiny)
+    return tiny
+
+
+@pytest.fixture(scope="module")
+def behavior(tmp_path_factory: pytest.TempPathFactory) -> Behavior:
+    folder = tmp_path_factory.mktemp("prompts")
+    for kind in ("zig", "zag"):
+        (folder / f"{kind}.txt").write_text("\n".join(prompts(kind)))
+    return Behavior.from_files(
+        folder / "zig.txt", folder / "zag.txt", markers=["no way"], max_tokens=8, positions=["-1", "-2", "+1"]
+    )
+
+
+@pytest.fixture(scope="module")
+def splits(behavior: Behavior) -> Splits:
+    return behavior.splits(SIZES)
+
+
+@pytest.fixture(scope="module")
+def directions(model: EditableModel, behavior: Behavior, splits: Splits) -> Directions:
+    return find_directions(model, behavior, splits=splits)
+
+
+@pytest.fixture(scope="module")
+def result(
+    model: EditableModel,
+    behavior: Behavior,
+    splits: Splits,
+    directions: Directions,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> SearchResult:
+    folder = tmp_path_factory.mktemp("study")
+    first = search(model, behavior, splits=splits, directions=directions, trials=TRIALS, directory=folder)
+    again = search(model, behavior, splits=splits, directions=directions, trials=TRIALS, directory=folder)
+    assert [trial.seconds for trial in again.history] == [trial.seconds for trial in first.history]
+    assert [point.trial for point in again.front] == [point.trial for point in first.front]
+    return again
+
+
+def test_the_behavior_was_learned_and_its_directions_separate(
+    model: EditableModel, directions: Directions, splits: Splits
+) -> None:
+    assert {model.chat(prompt) for prompt in splits.report.target} == {"no way"}
+    assert "no way" not in {model.chat(prompt) for prompt in splits.report.baseline}
+    assert float(directions.separability.auc[directions.best]) > 0.99
+    assert directions.best[1] < 0.8 * 4
+
+
+def test_finding_is_deterministic_and_methods_share_their_activations(
+    model: EditableModel, behavior: Behavior, splits: Splits, directions: Directions
+) -> None:
+    projected = find_directions(model, behavior, splits=splits, method="projected", batch_size=5)
+    torch.testing.assert_close(projected.vectors, directions.with_method("projected").vectors, atol=2e-3, rtol=0)
+
+
+def test_the_best_edit_removes_the_behavior(
+    model: EditableModel, behavior: Behavior, splits: Splits, result: SearchResult
+) -> None:
+    scores = excise.evaluate(model, behavior, edit=result.best, split="report", splits=splits)
+    assert scores.rate.value <= 0.1
+    plain = result.history[0].measured
+    assert result.satisfied
+    assert scores.divergence.sequence.mean <= max(plain.kl_sequence, 0.05)
+
+
+def test_the_front_is_measured_on_prompts_the_search_never_saw(result: SearchResult, splits: Splits) -> None:
+    rates = [point.rate for point in result.front]
+    assert rates == sorted(rates)
+    assert 1 <= len(result.front) <= 6
+    for point in result.front:
+        assert point.select.prompts == len(splits.select.target)
+        assert not point.tune.screened
+        assert set(point.edit.scores) == {"tune", "select"}
+        assert point.edit.provenance["splits"]["sha256"] == splits.digest()
+        assert point.edit.provenance["parameters"] == dict(point.parameters)
+
+
+def test_every_trial_is_a_point(result: SearchResult) -> None:
+    assert result.trials == len(result.points) == TRIALS
+    assert result.screened == sum(point["screened"] for point in result.points)
+    assert sum(point["on_front"] for point in result.points) == len(result.front)
+
+
+def test_a_goal_that_cannot_be_met_is_said_to_be_missed(
+    model: EditableModel, behavior: Behavior, splits: Splits, directions: Directions
+) -> None:
+    found = search(model, behavior, splits=splits, directions=directions, trials=2, max_kl=1e-9)
+    assert not found.satisfied
+    assert "1e-09" in found.reason
+
+
+def test_the_model_is_left_as_it_was(model: EditableModel, result: SearchResult) -> None:
+    assert model.chat("zig a1") == "no way"
+
+
+def test_unusable_settings_are_refused(model: EditableModel, behavior: Behavior, splits: Splits) -> None:
+    with pytest.raises(InputError, match="budget"):
+        search(model, behavior, splits=splits, budget="huge")
+    with pytest.raises(InputError, match="0 trials"):
+        search(model, behavior, splits=splits, trials=0)
+
+
+def test_an_edit_of_the_front_survives_its_file(result: SearchResult, tmp_path: Path) -> None:
+    result.best.save(tmp_path / "edit.safetensors")
+    loaded = excise.Edit.load(tmp_path / "edit.safetensors")
+    assert loaded.scores == result.best.scores
+    assert loaded.provenance == result.best.provenance
+
+
+def test_the_package_is_callable() -> None:
+    import sys
+
+    package = sys.modules["excise.search"]
+    with pytest.raises(TypeError):
+        package()
+    assert callable(excise.search)
+    assert package.search is search
