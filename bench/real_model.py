@@ -1,8 +1,8 @@
-"""The whole job on the bench model: a 135 M instruct model with a learned refusal, and held-out prompts of other sources.
+"""The whole job on the bench model, a 135 M instruct model with a learned refusal; held-out prompts of other sources.
 
     python bench/real_model.py [--out DIR] [--budget quick|standard|thorough]
 
-Needs the folder `shared/` beside the checkout (the bench model's adapter and its prompts); says so and stops without it.
+Needs the folder `shared/` beside the checkout (the adapter of the model, and its prompts); stops with a word without it.
 Prints one JSON object: the run's own figures, and the rate and KL on prompts that the run never saw. No prompt and no
 response is printed or kept outside the run directory.
 """

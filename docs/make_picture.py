@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 LIMIT = 300 * 1024  # bytes
-SIZE = "1180,1200"
+SIZE = "1180,1460"
 HIDE = """<style>
 main > section:not(:has(#pareto)), section > h2, section > #strengths, details, footer { display: none; }
 main > section { margin-top: 0; }

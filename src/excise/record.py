@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from excise.directions import Directions
@@ -33,6 +34,7 @@ def assemble(
         "seconds": sum(job.seconds.values()),
         "coverage": survey.coverage,
         "leak": leak,
+        "leak_tolerance": job.model.leak_tolerance,
         "leak_baked": baked.get("leak"),
         "splits": job.splits.sizes(),
         **scores,
@@ -41,6 +43,8 @@ def assemble(
         "created": manifest["created"],
         "seed": job.config.seed,
         "budget": job.config.budget,
+        "goals": {"max_rate": job.config.max_rate, "max_kl": job.config.max_kl},
+        "base_model": None if Path(job.config.model).exists() else job.config.model,
         "prompts": job.splits.digest(),
         "survey": describe_survey(survey),
         "directions": directions.to_json(),

@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from zoo.tiny import CONFIGS, build, random_tokens
 
 from excise import Edit, EditableModel
 from excise.edit import LowRank, SiteEdit, operators
 from excise.errors import EditMismatchError
+from zoo.tiny import CONFIGS, build, random_tokens
 
 RANK_TWO = torch.randn(2, 64, generator=torch.Generator().manual_seed(3))
 

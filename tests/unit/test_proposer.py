@@ -74,7 +74,7 @@ def test_each_layers_own_direction(space: Space) -> None:
 def test_a_fixed_norm_is_kept() -> None:
     fixed = Space(EditableModel(build("llama")).survey, planted(), norm="column")
     assert fixed.choices("norm") == ("column",)
-    for values in warm_starts(fixed):
+    for values in warm_starts(fixed, [fixed.plain()]):
         assert values["norm"] == "column"
 
 
@@ -98,7 +98,7 @@ def test_proposals_are_a_pure_function_of_the_history(space: Space) -> None:
 
 
 def test_warm_starts_come_first_and_leave_room(space: Space) -> None:
-    warm = warm_starts(space)
+    warm = warm_starts(space, [space.plain()])
     assert warm[0] == space.plain()
     assert len({tuple(sorted(each.items())) for each in warm}) == len(warm)
     few = TreeProposer(space, seed=0, trials=6)

@@ -29,7 +29,7 @@ def make_space() -> Space:
         positions=("-1", "+1"),
         method="mean-difference",
         separability=Separability(auc=flat, effect=flat, silhouette=flat, norm_ratio=flat),
-        best=(0, PLANTED_LAYER + 1),
+        best=(0, PLANTED_LAYER),
     )
     return Space(EditableModel(build("llama")).survey, found, norm="none")
 
@@ -65,9 +65,11 @@ class Planted:
 
 
 def run(space: Space, directory: Path | None, *, trials: int = 26, upto: int | None = None) -> Study:
-    study = Study(directory, key="k", distributions=space.distributions)
+    study = Study(directory, key="k")
     proposer = TreeProposer(space, seed=0, trials=trials)
-    run_study(study, proposer, Planted(space), edit=space.edit, trials=upto or trials)
+    run_study(
+        study, proposer, Planted(space), edit=space.edit, distributions=space.distributions, trials=upto or trials
+    )
     return study
 
 
@@ -103,35 +105,35 @@ def test_a_killed_process_costs_the_trial_under_way_alone(space: Space, tmp_path
             if planted.calls == 16:
                 os.kill(os.getpid(), signal.SIGKILL)
             return planted(edit, limits)
-        study = test_study.Study(Path(sys.argv[1]), key="k", distributions=space.distributions)
+        study = test_study.Study(Path(sys.argv[1]), key="k")
         proposer = test_study.TreeProposer(space, seed=0, trials=26)
-        test_study.run_study(study, proposer, objective, edit=space.edit, trials=26)
+        test_study.run_study(study, proposer, objective, edit=space.edit, distributions=space.distributions, trials=26)
     """
     here = Path(__file__).parent
     ended = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), str(tmp_path), str(here), str(here.parent)], check=False
     )
     assert ended.returncode == -9
-    assert len(Study(tmp_path, key="k", distributions=space.distributions).trials) == 16
+    assert len(Study(tmp_path, key="k").trials) == 16
     assert summary(run(space, tmp_path)) == summary(run(space, None))
 
 
 def test_another_key_is_another_study(space: Space, tmp_path: Path) -> None:
     run(space, tmp_path, upto=2)
-    assert Study(tmp_path, key="other", distributions=space.distributions).trials == []
+    assert Study(tmp_path, key="other").trials == []
 
 
 def test_nothing_is_written_before_the_first_trial(space: Space, tmp_path: Path) -> None:
-    Study(tmp_path / "study", key="k", distributions=space.distributions)
+    Study(tmp_path / "study", key="k")
     assert not (tmp_path / "study").exists()
 
 
 def test_notes_are_remembered(space: Space, tmp_path: Path) -> None:
-    study = Study(tmp_path, key="k", distributions=space.distributions)
+    study = Study(tmp_path, key="k")
     assert study.note("select 3") is None
     study.remember("select 3", {"rate": 0.02})
     assert study.note("select 3") == {"rate": 0.02}
-    assert Study(tmp_path, key="k", distributions=space.distributions).note("select 3") == {"rate": 0.02}
+    assert Study(tmp_path, key="k").note("select 3") == {"rate": 0.02}
 
 
 def test_limits_follow_what_was_measured(space: Space) -> None:
@@ -142,7 +144,7 @@ def test_limits_follow_what_was_measured(space: Space) -> None:
 
     assert limits_after([]) == Limits(kl=float("inf"), onset=float("inf"))
     ordinary = trials(Measured(0.3, 0.2, 0.2, 50, 0.4))
-    assert limits_after(ordinary) == Limits(kl=KL_CEILING, onset=ONSET_LIMIT)
+    assert limits_after(ordinary) == Limits(kl=KL_CEILING, onset=ONSET_LIMIT, measured=((0.3, 0.2),))
     clean = trials(Measured(0.0, 0.2, 0.4, 50, 0.0))
     assert limits_after(clean).kl == 0.4
     misled = trials(Measured(0.0, 0.2, 0.4, 50, 0.9))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from zoo.tiny import CONFIGS, build, random_tokens
 
 from excise import EditableModel, ExciseError
 from excise.model.probe import leak
+from zoo.tiny import CONFIGS, build, random_tokens
 
 KINDS = sorted(CONFIGS)
 

@@ -13,8 +13,8 @@ from excise.bake.plan import TensorEdit, plan
 from excise.edit import Edit
 from excise.errors import CheckpointError
 from excise.model.checkpoint import Checkpoint, TensorEntry, locate, model_identity, read_header
-from excise.model.load import _auto_class as auto_class
 from excise.model.load import _config as configuration
+from excise.model.load import auto_class_for as auto_class
 
 if TYPE_CHECKING:
     from excise.model import EditableModel

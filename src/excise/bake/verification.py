@@ -17,8 +17,8 @@ from excise.bake.source import PlannedTensor, Source
 from excise.edit import Edit
 from excise.errors import CheckpointError, ExciseError
 from excise.model.checkpoint import Checkpoint
-from excise.model.load import _auto_class as auto_class
 from excise.model.load import _config as configuration
+from excise.model.load import auto_class_for as auto_class
 from excise.progress import Progress, silent
 
 if TYPE_CHECKING:

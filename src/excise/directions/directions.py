@@ -58,7 +58,7 @@ class Directions:
     ) -> Directions:
         """Directions from mean residuals; `best` is selected where it is not given. Raises `InputError`."""
         vectors = unit(method_named(method)(target_mean.double(), baseline_mean.double()))
-        chosen = select(separability, vectors) if best is None else best
+        chosen = select(separability, vectors, positions) if best is None else best
         return cls(vectors, positions, method, target_mean.float(), baseline_mean.float(), separability, chosen)
 
     @property

@@ -47,8 +47,8 @@ def load(
     pickled), `InputError` (an unknown dtype).
     """
     directory = locate(str(name_or_path), revision=revision, offline=offline)
-    config = _config(directory, trust_remote_code)
-    auto_class = _auto_class(config, directory)
+    config = read_config(directory, trust_remote_code)
+    auto_class = auto_class_for(config, directory)
     Checkpoint.open(directory)  # headers, index and sizes are checked before any weight is read
     model = auto_class.from_pretrained(
         directory,
@@ -68,7 +68,8 @@ def load(
     )
 
 
-def _config(directory: Path, trust_remote_code: bool) -> Any:
+def read_config(directory: Path, trust_remote_code: bool) -> Any:
+    """The configuration of a model directory. Raises `ModelError` for one that is missing, broken or unknown."""
     path = directory / "config.json"
     if not path.is_file():
         raise ModelError(
@@ -92,8 +93,8 @@ def _config(directory: Path, trust_remote_code: bool) -> Any:
         ) from error
 
 
-def _auto_class(config: Any, directory: Path) -> Any:
-    """The loader for a text-generating model; architectures say what the checkpoint was saved as."""
+def auto_class_for(config: Any, directory: Path) -> Any:
+    """The Transformers loader for a text-generating model. Raises `ModelError` for any other kind of model."""
     architectures: list[str] = getattr(config, "architectures", None) or []
     remote = set(getattr(config, "auto_map", None) or {})
     other = [name for name in architectures if name.endswith(("MaskedLM", "Classification", "QuestionAnswering"))]
@@ -113,9 +114,15 @@ def _auto_class(config: Any, directory: Path) -> Any:
 def _tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
     if not any((directory / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")):
         return None
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        directory, trust_remote_code=trust_remote_code, local_files_only=True
-    )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of {directory.name} cannot be read ({type(error).__name__}: {error})",
+            hint="download the model again; a tokenizer may need a package of its own (sentencepiece, tiktoken)",
+        ) from error
     return tokenizer
 
 

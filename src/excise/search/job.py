@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,8 @@ from excise.search.proposer import TreeProposer, front_of
 from excise.search.result import FrontPoint, SearchResult
 from excise.search.space import Space
 from excise.search.study import Study, run_study
-from excise.search.trial import Measured, Trial
+from excise.search.sweep import MOST_POSITIONS, sources, sweep
+from excise.search.trial import Measured, Parameters, Trial
 
 Budget = Literal["quick", "standard", "thorough"]
 
@@ -29,6 +30,8 @@ CONFIRMED = 6
 """How many points of the front are measured again on the select split."""
 
 _SCHEMA = 1
+_NEAR = 0.02
+_SWEEP_TARGETS, _SWEEP_BASELINES, _SWEEP_TOKENS = 24, 16, 16
 
 
 def search(
@@ -72,11 +75,9 @@ def search(
         directions = find_directions(
             model, behavior, splits=splits, seed=seed, batch_size=batch_size, progress=progress
         )
-    space = Space(model.survey, directions, norm=norm)
     study = Study(
         None if directory is None else Path(directory),
         key=_key(model, behavior, splits, directions, seed, wanted, norm, max_tokens),
-        distributions=space.distributions,
     )
 
     def objective(prompts: PromptSet, *, screening: bool) -> BehaviorObjective:
@@ -90,12 +91,22 @@ def search(
             progress=progress,
         )
 
-    if len(study.trials) < wanted:
-        proposer = TreeProposer(space, seed=seed, trials=wanted)
-        tune = objective(splits.tune, screening=True)
-        run_study(study, proposer, tune, edit=space.edit, trials=wanted, progress=progress)
+    tune = None if len(study.trials) >= wanted else objective(splits.tune, screening=True)
+    everywhere = Space(model.survey, directions, norm=norm)
+    known_sources = _sources(study, everywhere, tune, progress)
+    space = Space(model.survey, directions, norm=norm, positions=_positions(known_sources))
+    if tune is not None:
+        run_study(
+            study,
+            TreeProposer(space, seed=seed, trials=wanted, sources=known_sources),
+            tune,
+            edit=space.edit,
+            distributions=space.distributions,
+            trials=wanted,
+            progress=progress,
+        )
 
-    chosen = _to_confirm(study)
+    chosen = to_confirm(study.trials, max_kl=max_kl)
     confirmed: dict[int, Measured] = {}
     unseen: BehaviorObjective | None = None
     for number, trial in enumerate(chosen):
@@ -148,10 +159,42 @@ def _key(
     )
 
 
-def _to_confirm(study: Study) -> list[Trial]:
-    """The points of the tune split's front that are measured again; where every trial was screened, the first one."""
-    front = front_of(study.trials) or study.trials[:1]
-    return [front[index] for index in spread(range(len(front)), most=CONFIRMED)]
+def _sources(study: Study, space: Space, tune: BehaviorObjective | None, progress: Progress) -> list[Parameters]:
+    """Where to begin: what a sweep by prefill found, or by separability alone where the base model shows nothing."""
+    known = study.note("sources")
+    if known is not None:
+        return list(known)
+    if tune is None or not tune.base_rate:
+        return [space.plain(), *(space.plain(position=position) for position in space.positions[:MOST_POSITIONS])]
+    rough = tune.sample(targets=_SWEEP_TARGETS, baselines=_SWEEP_BASELINES, tokens=_SWEEP_TOKENS)
+    found = sources(sweep(space, rough.prefill, base_rate=tune.base_rate, progress=progress))
+    study.remember("sources", [dict(each) for each in found])
+    return found
+
+
+def _positions(known_sources: list[Parameters]) -> list[str]:
+    return list(dict.fromkeys(str(each["position"]) for each in known_sources))[:MOST_POSITIONS]
+
+
+def to_confirm(history: Sequence[Trial], *, max_kl: float | None = None) -> list[Trial]:
+    """The trials that are measured again on unseen prompts.
+
+    The two lowest rates of the front; then, as few prompts do not tell which positions generalise, the smallest KL of
+    every other kind of direction whose rate is about as low; then the rest of the front. With `max_kl`, among trials
+    within it first. Where every trial was screened, the first one.
+    """
+    measured = [trial for trial in history if not trial.measured.screened]
+    within = [trial for trial in measured if max_kl is None or trial.measured.kl_first <= max_kl]
+    pool = within or measured or list(history[:1])
+    front = front_of(pool) or pool
+    limit = front[0].measured.rate + _NEAR
+    kinds: dict[tuple[float | str, ...], Trial] = {}
+    for trial in sorted(pool, key=lambda each: each.measured.kl_sequence):
+        if trial.measured.rate <= limit:
+            kinds.setdefault((trial.parameters["position"], trial.parameters["reach"]), trial)
+    rest = [front[index] for index in spread(range(len(front)), most=CONFIRMED)]
+    wanted = {trial.index: trial for trial in (*front[:2], *list(kinds.values())[:3], *rest)}
+    return list(wanted.values())[:CONFIRMED]
 
 
 def _provenance(behavior: Behavior, splits: Splits, seed: int, directions: Directions) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from excise.behaviors import Behavior, PromptSet
 from excise.edit import Edit
@@ -10,6 +10,8 @@ from excise.evaluation import Onset, Reference, behavior_rate
 from excise.model import EditableModel
 from excise.progress import Progress, silent
 from excise.search.trial import UNLIMITED, Limits, Measured
+
+_SLACK = 0.15
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,27 @@ class BehaviorObjective:
             reason=reason,
         )
 
+    def prefill(self, edit: Edit) -> Measured:
+        """Measure an edit without generating: the rate is an estimate, as of a screened trial."""
+        return self(edit, Limits(kl=-1.0, onset=0.0))
+
+    def sample(self, *, targets: int, baselines: int, tokens: int) -> BehaviorObjective:
+        """The same on fewer prompts and shorter continuations, for rough comparisons by `prefill`."""
+        prompts = PromptSet(self.prompts.target[:targets], self.prompts.baseline[:baselines])
+        onset = self.onset
+        if onset is not None:
+            kept = [place for place, index in enumerate(onset.prompts) if index < targets]
+            onset = replace(
+                onset,
+                rows=tuple(onset.rows[place] for place in kept),
+                prompts=tuple(onset.prompts[place] for place in kept),
+                total=len(prompts.target),
+            )
+        reference = Reference.measure(
+            self.model, prompts.baseline, self.behavior, tokens=tokens, batch_size=self.batch_size
+        )
+        return replace(self, prompts=prompts, onset=onset, reference=reference)
+
     def _screen(self, kl: float, estimate: float | None, limits: Limits) -> str:
         if estimate is None:
             return ""
@@ -88,6 +111,8 @@ class BehaviorObjective:
             return f"sequence KL above {limits.kl:.3g}"
         if self.base_rate and estimate >= limits.onset * self.base_rate:
             return "the behavior is still there at its onset"
+        if any(rate + _SLACK <= estimate and known <= kl for rate, known in limits.measured):
+            return "another trial is better in both"
         return ""
 
     def _rate(self) -> float:

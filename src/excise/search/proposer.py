@@ -38,14 +38,15 @@ class Proposer(Protocol):
 class TreeProposer:
     """Warm starts, then TPE and local steps.
 
-    trials  how many the study will have
+    trials   how many the study will have
+    sources  parameters of edits that are known to remove the behavior, best first (see `excise.search.sweep`)
     """
 
-    def __init__(self, space: Space, *, seed: int, trials: int) -> None:
+    def __init__(self, space: Space, *, seed: int, trials: int, sources: Sequence[Parameters] | None = None) -> None:
         self.space = space
         self.seed = seed
         self.trials = trials
-        self.warm = warm_starts(space)
+        self.warm = warm_starts(space, sources or [space.plain()])
 
     def propose(self, history: Sequence[Trial]) -> Parameters:
         """The parameters of trial number `len(history)`."""
@@ -84,28 +85,29 @@ class TreeProposer:
         return self.space.inside(asked.params)
 
 
-def warm_starts(space: Space) -> list[Parameters]:
-    """Candidates to begin with, most promising first; those that come out equal are left out."""
-    layers = space.survey.layers
-    later = max(layers - 1, 0)
-    other = [method for method in space.choices("method")[1:]]
-    norms = space.choices("norm")
+def warm_starts(space: Space, sources: Sequence[Parameters]) -> list[Parameters]:
+    """Candidates to begin with, most promising first; those that come out equal are left out.
+
+    Variations of the first two sources, the other sources as they are.
+    """
+    first, second = sources[0], sources[min(1, len(sources) - 1)]
     starts = [
-        space.plain(),
-        space.plain(start=0.3),
-        space.plain(start=0.5),
-        space.plain(start=0.3, share=0.75, taper=0.2),
-        space.plain(reach="per-layer"),
-        space.plain(source=0.6 * later),
-        space.plain(reach="per-layer", start=0.3),
-        space.plain(source=0.5 * later, start=0.3),
-        space.plain(source=0.75 * later),
-        *(space.plain(method=method) for method in other),
-        *(space.plain(norm=norm) for norm in norms[1:]),
-        *(space.plain(position=position) for position in space.positions[1:]),
-        space.plain(strength=0.7),
+        first,
+        second,
+        space.varied(first, start=0.3),
+        space.varied(first, strength=1.5),
+        space.varied(second, strength=1.5),
+        *sources[2:4],
+        space.varied(first, start=0.5),
+        space.varied(second, start=0.3),
+        *(space.varied(first, method=method) for method in space.choices("method")[1:]),
+        *(space.varied(first, norm=norm) for norm in space.choices("norm")[1:]),
+        space.varied(first, start=0.3, share=0.75, taper=0.2),
+        *(space.varied(each, strength=1.5) for each in sources[2:4]),
+        *sources[4:],
     ]
-    return list({_key(each): each for each in starts}.values())
+    inside = [space.inside(each) for each in starts]
+    return list({_key(each): each for each in inside}.values())
 
 
 def front_of(history: Sequence[Trial]) -> list[Trial]:

@@ -13,34 +13,40 @@ Roles are those the survey found, embeddings left out.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from excise.directions import Directions, candidate_layers, known_methods
+from excise.directions import Directions, known_methods
 from excise.edit import Edit, Norm, Plateau, Role, Schedule
 from excise.model import Survey
 from excise.search.trial import Parameters
 
 STRENGTH_STEP = 0.05
 MOST_STRENGTH = 1.5
-MOST_POSITIONS = 3
-_AROUND_BEST = 0.25
-_FIRST_SOURCE, _LAST_SOURCE = 0.1, 0.95
+_FIRST_SOURCE, _LAST_SOURCE = 0.2, 0.95
 
 
 class Space:
     """The parameters of a model's candidates, their ranges, and the edit that each set of values stands for.
 
-    norm  fixes the norm mode; None lets it be searched
+    norm       fixes the norm mode; None lets it be searched
+    positions  the positions whose directions are tried; None: all
     """
 
-    def __init__(self, survey: Survey, directions: Directions, *, norm: Norm | None = None) -> None:
+    def __init__(
+        self,
+        survey: Survey,
+        directions: Directions,
+        *,
+        norm: Norm | None = None,
+        positions: Sequence[str] | None = None,
+    ) -> None:
         self.survey = survey
         self.directions = {name: directions.with_method(name) for name in _methods(directions)}
         self.best = directions.best
-        self.positions = _positions(directions)
+        self.positions = tuple(directions.positions if positions is None else positions)
         self.roles: tuple[Role, ...] = tuple(
             dict.fromkeys(writer.role for writer in survey.writers if writer.role != "embedding")
         )
@@ -62,9 +68,9 @@ class Space:
         `strength`, `start` and `share` change those of all roles. Values are brought into their ranges.
         """
         position, layer = self.best
-        name = self.directions[next(iter(self.directions))].positions[position]
+        name = next(iter(self.directions.values())).positions[position]
         values: dict[str, float | str] = {
-            "position": name,
+            "position": name if name in self.positions else self.positions[0],
             "method": next(iter(self.directions)),
             "norm": self.choices("norm")[0],
             "reach": "one",
@@ -73,6 +79,11 @@ class Space:
         }
         for role in self.roles:
             values |= {f"{role}.strength": 1.0, f"{role}.start": 0.0, f"{role}.share": 1.0}
+        return self.varied(values, **changes)
+
+    def varied(self, parameters: Parameters, **changes: float | str) -> dict[str, float | str]:
+        """Parameters with some changed; `strength`, `start` and `share` change those of all roles."""
+        values = dict(parameters)
         for key, value in changes.items():
             names = [key] if key in values else [f"{role}.{key}" for role in self.roles]
             values |= dict.fromkeys(names, value)
@@ -91,6 +102,10 @@ class Space:
     def neighbour(self, parameters: Parameters, generator: random.Random) -> dict[str, float | str]:
         """The same parameters with one to three of them moved a little."""
         values = dict(parameters)
+        if generator.random() < 0.25:  # all strengths together
+            step = generator.choice((-0.25, -0.15, -0.1, 0.1, 0.15, 0.25))
+            names = [f"{role}.strength" for role in self.roles]
+            return self.inside(values | {name: float(values[name]) + step for name in names})
         movable = [name for name, each in self.distributions.items() if not each.single()]
         for name in generator.sample(movable, k=min(len(movable), generator.choice((1, 2, 2, 3)))):
             distribution = self.distributions[name]
@@ -113,15 +128,12 @@ class Space:
 
     def _distributions(self, norm: Norm | None) -> Mapping[str, BaseDistribution]:
         last = self.survey.layers - 1
-        reach = max(_AROUND_BEST * last, 1.0)
-        low = max(_FIRST_SOURCE * last, self.best[1] - reach)
-        high = max(low, min(_LAST_SOURCE * last, self.best[1] + reach))
         found: dict[str, BaseDistribution] = {
             "position": CategoricalDistribution(self.positions),
             "method": CategoricalDistribution(tuple(self.directions)),
             "norm": CategoricalDistribution(("none", "column") if norm is None else (norm,)),
             "reach": CategoricalDistribution(("one", "per-layer")),
-            "source": FloatDistribution(round(min(low, self.best[1]), 6), round(max(high, self.best[1]), 6)),
+            "source": FloatDistribution(round(_FIRST_SOURCE * last, 6), round(_LAST_SOURCE * last, 6)),
             "taper": FloatDistribution(0.0, 0.4),
         }
         for role in self.roles:
@@ -134,14 +146,6 @@ class Space:
 def _methods(directions: Directions) -> tuple[str, ...]:
     """The method the directions came by first, then the others."""
     return (directions.method, *(name for name in known_methods() if name != directions.method))
-
-
-def _positions(directions: Directions) -> tuple[str, ...]:
-    """The positions worth a try: the best one, then those where some layer separates best."""
-    until = candidate_layers(directions.layers)
-    score = (directions.separability.auc + 1e-3 * directions.separability.effect)[:, :until].amax(dim=1)
-    order = sorted(range(len(directions.positions)), key=lambda index: (index != directions.best[0], -score[index]))
-    return tuple(directions.positions[index] for index in order[:MOST_POSITIONS])
 
 
 def _inside(value: float | str, distribution: BaseDistribution) -> float | str:

@@ -21,6 +21,7 @@ from excise.search.proposer import Proposer, frozen, quiet
 from excise.search.trial import UNLIMITED, Limits, Measured, Parameters, Trial
 
 KL_CEILING = 1.5
+KL_NEGLIGIBLE = 0.02
 ONSET_LIMIT = 0.8
 _FILE = "study.db"
 
@@ -40,8 +41,7 @@ class Study:
     key        of all that the trials depend on: another key in the same directory is another study
     """
 
-    def __init__(self, directory: Path | None, *, key: str, distributions: Mapping[str, BaseDistribution]) -> None:
-        self.distributions = dict(distributions)
+    def __init__(self, directory: Path | None, *, key: str) -> None:
         self._name = f"excise-{key}"
         self._directory = directory
         self._study: optuna.Study | None = None
@@ -50,12 +50,12 @@ class Study:
         if directory is not None and (directory / _FILE).is_file():
             self._load()
 
-    def append(self, trial: Trial) -> None:
-        """Add a finished trial; it is on disk when this returns."""
+    def append(self, trial: Trial, distributions: Mapping[str, BaseDistribution]) -> None:
+        """Add a finished trial, whose parameters lie in `distributions`; it is on disk when this returns."""
         stored = self._open()
         if stored is not None:
             with quiet():
-                stored.add_trial(frozen(trial, self.distributions))
+                stored.add_trial(frozen(trial, distributions))
         self.trials.append(trial)
 
     def note(self, name: str) -> Any:
@@ -98,6 +98,7 @@ def run_study(
     objective: Objective,
     *,
     edit: Callable[[Parameters], Edit],
+    distributions: Mapping[str, BaseDistribution],
     trials: int,
     progress: Progress = silent,
 ) -> None:
@@ -108,7 +109,7 @@ def run_study(
         parameters = proposer.propose(study.trials)
         measured = objective(edit(parameters), limits_after(study.trials))
         index = len(study.trials)
-        study.append(Trial(index, parameters, measured, round(time.monotonic() - started, 3)))
+        study.append(Trial(index, parameters, measured, round(time.monotonic() - started, 3)), distributions)
         progress("search", index + 1, trials, "trials")
 
 
@@ -116,8 +117,10 @@ def limits_after(history: Sequence[Trial]) -> Limits:
     """When to give up the next trial before generation, from what is known.
 
     The first trial is always measured in full. A KL above 1.5 nats is damage at any rate; above that of a trial that
-    reached rate 0, the trial is dominated whatever its rate. The estimate from prefill is trusted until a trial that it
-    said to be unchanged turns out to have lost the behavior.
+    reached rate 0, the trial is dominated whatever its rate (below 0.02 nats KLs count as equal: there the rate on unseen
+    prompts matters more). The estimate from prefill is trusted (with a wide margin,
+    where it is compared with measured rates) until a trial that it said to be unchanged turns out to have lost the
+    behavior.
     """
     if not history:
         return UNLIMITED
@@ -127,4 +130,9 @@ def limits_after(history: Sequence[Trial]) -> Limits:
         each.estimate is not None and each.estimate >= 0.75 * ONSET_LIMIT and each.rate < 0.5 * each.estimate
         for each in measured
     )
-    return Limits(kl=min([KL_CEILING, *clean]), onset=float("inf") if misled else ONSET_LIMIT)
+    kl = min(KL_CEILING, max(KL_NEGLIGIBLE, min(clean, default=KL_CEILING)))
+    if misled:
+        return Limits(kl=kl, onset=float("inf"))
+    return Limits(
+        kl=kl, onset=ONSET_LIMIT, measured=tuple((each.rate, max(each.kl_sequence, KL_NEGLIGIBLE)) for each in measured)
+    )

@@ -34,12 +34,15 @@ class Measured:
 class Limits:
     """When a trial is given up before generation.
 
-    kl     a sequence KL above this is too much, or dominated whatever the rate
-    onset  an estimated rate of at least this means that the behavior is still there
+    kl        a sequence KL above this is too much, or dominated whatever the rate
+    onset     an estimate of at least this share of the base model's rate means that the behavior is still there
+    measured  (rate, sequence KL) of trials that were measured: where one has a smaller KL and a rate well below
+              the estimate, a trial is dominated
     """
 
     kl: float
     onset: float
+    measured: tuple[tuple[float, float], ...] = ()
 
 
 UNLIMITED = Limits(kl=float("inf"), onset=float("inf"))

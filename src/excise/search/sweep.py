@@ -1,0 +1,74 @@
+"""Which directions to begin with: each place tried once at full strength, by prefill alone.
+
+Directions that separate prompts best are not those that carry the behavior (at the first token of a refusal every layer
+tells it from an answer), so every position is tried at a few layers, and with each layer's own directions, on some of
+the prompts. As in Arditi et al. (2024) what counts is what the ablation does, but no response is generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from excise.edit import Edit
+from excise.progress import Progress, silent
+from excise.search.space import Space
+from excise.search.trial import Measured, Parameters
+
+DEPTHS = (0.35, 0.5, 0.6, 0.7, 0.8)
+MOST_SOURCES = 6
+MOST_POSITIONS = 3
+
+
+@dataclass(frozen=True)
+class Swept:
+    """One place that was tried.
+
+    parameters  of the edit: one direction, or each layer's own, out of every writer at strength 1
+    score       share of the behavior that is left, plus the sequence KL in nats; small is good
+    """
+
+    parameters: Parameters
+    score: float
+
+
+def candidates(space: Space) -> list[Parameters]:
+    """Every position at its best-known layers and with each layer's own directions; equal ones once."""
+    last = space.survey.layers - 1
+    layers = sorted({round(depth * last) for depth in DEPTHS})
+    found = [space.plain()]
+    for position in space.positions:
+        found.append(space.plain(position=position, reach="per-layer"))
+        found += [space.plain(position=position, source=float(layer)) for layer in layers]
+    return list({tuple(sorted(each.items())): each for each in found}.values())
+
+
+def sweep(
+    space: Space, prefill: Callable[[Edit], Measured], *, base_rate: float, progress: Progress = silent
+) -> list[Swept]:
+    """Try every candidate; the best first.
+
+    prefill    measures an edit without generating
+    base_rate  how often the base model shows the behavior, above 0
+    """
+    tried = []
+    wanted = candidates(space)
+    for number, parameters in enumerate(wanted):
+        progress("trying directions", number, len(wanted), "directions")
+        measured = prefill(space.edit(parameters))
+        tried.append(Swept(parameters, measured.rate / base_rate + measured.kl_sequence))
+    progress("trying directions", len(wanted), len(wanted), "directions")
+    return sorted(tried, key=lambda each: each.score)
+
+
+def sources(swept: list[Swept]) -> list[Parameters]:
+    """What to begin with: the best place, then the best of each other position, then what is left, six in all.
+
+    Positions differ in what they generalise to, which few prompts do not tell; so none is dropped for a small gap.
+    """
+    first: dict[float | str, Swept] = {}
+    for each in swept:
+        first.setdefault(each.parameters["position"], each)
+    leading = list(first.values())[:MOST_POSITIONS]
+    rest = [each for each in swept if each not in leading]
+    return [each.parameters for each in (leading + rest)[:MOST_SOURCES]]
