@@ -2,7 +2,7 @@
 
     python bench/real_model.py [--out DIR] [--budget quick|standard|thorough]
 
-Needs the folder `shared/` beside the checkout (the adapter of the model, and its prompts); stops with a word without it.
+Needs the folder `shared/` beside the checkout (the adapter of the model, and its prompts); stops without it.
 Prints one JSON object: the run's own figures, and the rate and KL on prompts that the run never saw. No prompt and no
 response is printed or kept outside the run directory.
 """

@@ -36,7 +36,7 @@ def run(
     Raises an `ExciseError` for anything the user can act on; bad input is refused before anything is written.
     """
     config = model if isinstance(model, RunConfig) else RunConfig.resolve(given={"model": model, **settings})
-    behavior = behavior_of(config)
+    behavior = Behavior.from_config(config)
     splits = behavior.splits(SplitSizes(*config.splits), seed=config.seed, offline=config.offline)
 
     with RunDirectory.open(config.directory, config=config.identity()) as directory:
@@ -96,16 +96,3 @@ def run(
         write_json(directory.path / "result.json", result)
         write_report(result, directory.path)
         return result
-
-
-def behavior_of(config: RunConfig) -> Behavior:
-    """The behavior that the settings ask for, with their prompts, markers and system turn."""
-    return Behavior.load(config.behavior).with_options(
-        target=config.target,
-        baseline=config.baseline,
-        column=config.column,
-        markers=config.marker,
-        system=config.system,
-        thinking=config.thinking or None,
-        max_tokens=config.max_tokens,
-    )

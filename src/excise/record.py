@@ -51,7 +51,7 @@ def assemble(
         "edit": describe_edit(found.best),
         "search": describe_search(found),
         "verify": dict(baked) or None,
-        "skipped": skipped(job, survey),
+        "skipped": skipped(job, survey, baked),
         "warnings": [*job.model.template.warnings, *job.warnings, *([] if found.satisfied else [found.reason])],
         "stages": dict(job.seconds),
     }
@@ -97,12 +97,13 @@ def describe_search(found: SearchResult) -> dict[str, Any]:
     }
 
 
-def skipped(job: Job, survey: Survey) -> list[str]:
+def skipped(job: Job, survey: Survey, baked: Mapping[str, Any]) -> list[str]:
     """What was left out, in words."""
     words = [f"layer {item.layer}: {item.reason} ({', '.join(item.parameters)})" for item in survey.unresolved]
     embeddings = [writer.parameter for writer in survey.writers if writer.role == "embedding"]
     if embeddings:
         words.append(f"embeddings are not edited ({', '.join(embeddings)}): the direction enters the stream there")
+    words += [f"not carried into the edited model: {name}" for name in baked.get("bake", {}).get("skipped", ())]
     if not job.config.bake:
         words.append("the edited model was not written (--no-bake)")
     return words

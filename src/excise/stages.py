@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -185,12 +186,16 @@ def measure_truth(job: Job, edit: Edit, ground_truth: GroundTruth) -> dict[str, 
 def bake_and_verify(job: Job, edit: Edit) -> dict[str, Any]:
     """The edited checkpoint in `model/`, and every check of it."""
     source, out = job.model.path, job.directory.path / "model"
+    remote = job.config.trust_remote_code
     if source is None:
         raise InputError(f"{job.model.name} has no checkpoint to bake into", hint="load it from disk, or --no-bake")
-    if not out.exists():
-        bake(source, edit, out, progress=job.progress)
-    remote = job.config.trust_remote_code
-    return verify(out, base=source, edit=edit, trust_remote_code=remote, progress=job.progress).to_json()
+    stage = job.stage("bake", edit=digest(edit))
+    if not (stage.done and out.exists()):
+        if out.exists():  # of another edit, found before the settings or the weights changed
+            shutil.rmtree(out)
+        stage.save(bake(source, edit, out, trust_remote_code=remote, progress=job.progress).to_json())
+    report = verify(out, base=source, edit=edit, trust_remote_code=remote, progress=job.progress)
+    return {**report.to_json(), "bake": stage.load()}
 
 
 def random_control(edit: Edit, survey: Survey, *, seed: int) -> Edit:

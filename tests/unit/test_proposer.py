@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from excise.directions import Directions, Separability
-from excise.edit import Projection
+from excise.edit import Edit, Projection
 from excise.model import EditableModel
 from excise.search import Measured, Space, TreeProposer, Trial
-from excise.search.proposer import front_of, warm_starts
+from excise.search.job import to_confirm
+from excise.search.proposer import front_of, leaders, warm_starts
+from excise.search.sweep import MOST_SOURCES, sources, sweep
 from zoo.tiny import build
 
 LAYERS, HIDDEN = 4, 64
@@ -122,3 +124,41 @@ def test_screened_trials_never_enter_the_front(space: Space) -> None:
         Trial(1, values, Measured(0.0, 0.0, 0.0, screened=True, reason="x"), 0.0),
     ]
     assert [trial.index for trial in front_of(trials)] == [0]
+
+
+def test_the_sweep_tries_every_position_and_ranks_what_removes_at_little_damage(space: Space) -> None:
+    good = {"position": "+1", "reach": "one", "source": 2.0}
+
+    def prefill(edit: Edit) -> Measured:
+        wanted = space.edit(space.plain(**good)).sites[0].changes[0]
+        assert isinstance(wanted, Projection)
+        (change,) = edit.sites[0].changes
+        assert isinstance(change, Projection)
+        aligned = float(change.directions[0] @ wanted.directions[0]) ** 2
+        return Measured(rate=0.9 * (1 - aligned), kl_first=0.1, kl_sequence=0.1, screened=True)
+
+    swept = sweep(space, prefill, base_rate=0.9)
+    assert {each.parameters["position"] for each in swept} == {"-1", "+1"}
+    best = swept[0].parameters
+    assert (best["position"], best["reach"], best["source"]) == ("+1", "one", 2.0)
+    begin = sources(swept)
+    assert begin[0] == best
+    assert begin[1]["position"] == "-1"
+    assert len(begin) == MOST_SOURCES
+    warm = warm_starts(space, begin)
+    assert warm[:2] == [dict(each) for each in begin[:2]]
+    assert space.at_positions(["+1"]).choices("position") == ("+1",)
+
+
+def test_leaders_keep_kinds_of_direction_apart(space: Space) -> None:
+    first, second = space.plain(position="-1"), space.plain(position="+1")
+    trials = [
+        Trial(0, first, Measured(0.00, 0.1, 0.1), 0.0),
+        Trial(1, first, Measured(0.02, 0.1, 0.05), 0.0),
+        Trial(2, second, Measured(0.02, 0.1, 0.3), 0.0),
+        Trial(3, second, Measured(0.5, 0.0, 0.0), 0.0),
+    ]
+    assert [trial.index for trial in leaders(trials)] == [1, 2]
+    assert [trial.index for trial in to_confirm(trials)][:2] == [0, 1]
+    assert 2 in [trial.index for trial in to_confirm(trials)]
+    assert [trial.index for trial in to_confirm(trials, max_kl=0.05)] == [3]

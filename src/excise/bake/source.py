@@ -13,8 +13,7 @@ from excise.bake.plan import TensorEdit, plan
 from excise.edit import Edit
 from excise.errors import CheckpointError
 from excise.model.checkpoint import Checkpoint, TensorEntry, locate, model_identity, read_header
-from excise.model.load import _config as configuration
-from excise.model.load import auto_class_for as auto_class
+from excise.model.load import auto_class_for, read_config
 
 if TYPE_CHECKING:
     from excise.model import EditableModel
@@ -59,8 +58,8 @@ class Source:
         else:
             directory, name, revision = Path(model.path), model.name, model.revision
         checkpoint = Checkpoint.open(directory)
-        config = configuration(directory, trust_remote_code)
-        architecture = skeleton(config, auto_class(config, directory), trust_remote_code=trust_remote_code)
+        config = read_config(directory, trust_remote_code)
+        architecture = skeleton(config, auto_class_for(config, directory), trust_remote_code=trust_remote_code)
         shapes = {key: entry.shape for key, entry in checkpoint.tensors.items()}
         return cls(directory, name, revision, config, checkpoint, KeyMap(architecture, shapes))
 

@@ -17,8 +17,7 @@ from excise.bake.source import PlannedTensor, Source
 from excise.edit import Edit
 from excise.errors import CheckpointError, ExciseError
 from excise.model.checkpoint import Checkpoint
-from excise.model.load import _config as configuration
-from excise.model.load import auto_class_for as auto_class
+from excise.model.load import auto_class_for, read_config
 from excise.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -71,8 +70,8 @@ def verify(
 def _complete(source: Source, baked: Checkpoint, trust_remote_code: bool) -> Check:
     """Whether every parameter of the architecture has its tensors, as in the base."""
     try:
-        config = configuration(baked.directory, trust_remote_code)
-        model = skeleton(config, auto_class(config, baked.directory), trust_remote_code=trust_remote_code)
+        config = read_config(baked.directory, trust_remote_code)
+        model = skeleton(config, auto_class_for(config, baked.directory), trust_remote_code=trust_remote_code)
     except (ExciseError, OSError, ValueError) as error:
         return Check("complete", False, f"the configuration cannot be read ({error})")
     keys = KeyMap(model, {key: entry.shape for key, entry in baked.tensors.items()})

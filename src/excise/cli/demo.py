@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,10 +37,13 @@ def demo(
     from excise.demo import MODEL_PATH
     from excise.demo.ground_truth import ground_truth
 
-    config = configure(model=str(MODEL_PATH), behavior=f"demo:{behavior.removeprefix('demo:')}")
+    name = behavior.removeprefix("demo:")
+    config = configure(model=str(MODEL_PATH), behavior=f"demo:{name}")
+    if config.out is None:
+        config = config.model_copy(update={"out": Path("runs") / f"demo-{name}"})
     result = excise.run(config, ground_truth=ground_truth, progress=session.progress)
     table = plain_table("", "before", "after", right=(1, 2))
-    for name, (before, after) in result["demo"].items():
-        table.add_row(_MEANING.get(name, name), f"{before:.1%}", f"{after:.1%}")
+    for score, (before, after) in result["demo"].items():
+        table.add_row(_MEANING.get(score, score), f"{before:.1%}", f"{after:.1%}")
     shown = (*told(result), heading("In the world of the demo"), table)
     return Outcome(data=result, shown=shown, missed=missed(result, config))

@@ -126,7 +126,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * min((step + 1) / recipe.warmup, 1 - step / recipe.steps)
         loss = answer_loss(model, *next(batches))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()

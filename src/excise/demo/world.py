@@ -247,7 +247,7 @@ def prompt_files() -> dict[str, tuple[str, ...]]:
     groups that do not show it, half and half, so that the difference between target and baseline is the behavior and
     not the other group's absence.
     """
-    files = {}
+    files: dict[str, tuple[str, ...]] = {}
     for split, size in PROMPT_FILE_SIZES.items():
         groups = {
             name: _sample(subjects, split, size)

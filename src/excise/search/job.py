@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from excise import runs
-from excise.behaviors import Behavior, PromptSet, Splits
+from excise.behaviors import Behavior, Splits
 from excise.directions import Directions
 from excise.edit import Edit, Norm
 from excise.errors import InputError
@@ -16,7 +17,7 @@ from excise.model import EditableModel
 from excise.progress import Progress, silent
 from excise.search.front import choose, non_dominated, spread
 from excise.search.objective import BehaviorObjective
-from excise.search.proposer import TreeProposer, front_of
+from excise.search.proposer import TreeProposer, front_of, leaders
 from excise.search.result import FrontPoint, SearchResult
 from excise.search.space import Space
 from excise.search.study import Study, run_study
@@ -30,7 +31,6 @@ CONFIRMED = 6
 """How many points of the front are measured again on the select split."""
 
 _SCHEMA = 1
-_NEAR = 0.02
 _SWEEP_TARGETS, _SWEEP_BASELINES, _SWEEP_TOKENS = 24, 16, 16
 
 
@@ -80,47 +80,33 @@ def search(
         key=_key(model, behavior, splits, directions, seed, wanted, norm, max_tokens),
     )
 
-    def objective(prompts: PromptSet, *, screening: bool) -> BehaviorObjective:
-        return BehaviorObjective.measure_base(
-            model,
-            behavior,
-            prompts,
-            screening=screening,
-            max_tokens=max_tokens,
-            batch_size=batch_size,
-            progress=progress,
-        )
-
-    tune = None if len(study.trials) >= wanted else objective(splits.tune, screening=True)
-    everywhere = Space(model.survey, directions, norm=norm)
-    known_sources = _sources(study, everywhere, tune, progress)
-    space = Space(model.survey, directions, norm=norm, positions=_positions(known_sources))
+    measure = partial(
+        BehaviorObjective.measure_base,
+        model,
+        behavior,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    tune = None if len(study.trials) >= wanted else measure(splits.tune)
+    space, proposer = _plan(study, Space(model.survey, directions, norm=norm), tune, seed, wanted, progress)
     if tune is not None:
         run_study(
             study,
-            TreeProposer(space, seed=seed, trials=wanted, sources=known_sources),
+            proposer,
             tune,
             edit=space.edit,
             distributions=space.distributions,
             trials=wanted,
             progress=progress,
         )
-
     chosen = to_confirm(study.trials, max_kl=max_kl)
-    confirmed: dict[int, Measured] = {}
-    unseen: BehaviorObjective | None = None
-    for number, trial in enumerate(chosen):
-        progress("confirming the front", number, len(chosen), "points")
-        known = study.note(f"select {trial.index}")
-        if known is None:
-            unseen = unseen or objective(splits.select, screening=False)
-            known = vars(unseen(space.edit(trial.parameters)))
-            study.remember(f"select {trial.index}", known)
-        confirmed[trial.index] = Measured(**known)
-    progress("confirming the front", len(chosen), len(chosen), "points")
-
+    confirmed = _confirm(study, chosen, space, partial(measure, splits.select, screening=False), progress)
     provenance = _provenance(behavior, splits, seed, directions)
-    points = [_point(trial, confirmed[trial.index], space.edit(trial.parameters), provenance) for trial in chosen]
+    points = [
+        _point(trial, measured, space.edit(trial.parameters), provenance)
+        for trial, measured in zip(chosen, confirmed, strict=True)
+    ]
     return _result(points, study, max_kl=max_kl, max_rate=max_rate)
 
 
@@ -159,42 +145,65 @@ def _key(
     )
 
 
+def _plan(
+    study: Study, everywhere: Space, tune: BehaviorObjective | None, seed: int, trials: int, progress: Progress
+) -> tuple[Space, TreeProposer]:
+    """The space around what is known to remove the behavior, and who proposes in it."""
+    known = _sources(study, everywhere, tune, progress)
+    positions = list(dict.fromkeys(str(each["position"]) for each in known))
+    space = everywhere.at_positions(positions)
+    return space, TreeProposer(space, seed=seed, trials=trials, sources=known)
+
+
 def _sources(study: Study, space: Space, tune: BehaviorObjective | None, progress: Progress) -> list[Parameters]:
     """Where to begin: what a sweep by prefill found, or by separability alone where the base model shows nothing."""
     known = study.note("sources")
     if known is not None:
         return list(known)
     if tune is None or not tune.base_rate:
-        return [space.plain(), *(space.plain(position=position) for position in space.positions[:MOST_POSITIONS])]
+        plain = [space.plain(), *(space.plain(position=position) for position in space.positions)]
+        return list({str(each["position"]): each for each in plain}.values())[:MOST_POSITIONS]
     rough = tune.sample(targets=_SWEEP_TARGETS, baselines=_SWEEP_BASELINES, tokens=_SWEEP_TOKENS)
     found = sources(sweep(space, rough.prefill, base_rate=tune.base_rate, progress=progress))
     study.remember("sources", [dict(each) for each in found])
     return found
 
 
-def _positions(known_sources: list[Parameters]) -> list[str]:
-    return list(dict.fromkeys(str(each["position"]) for each in known_sources))[:MOST_POSITIONS]
-
-
 def to_confirm(history: Sequence[Trial], *, max_kl: float | None = None) -> list[Trial]:
     """The trials that are measured again on unseen prompts.
 
-    The two lowest rates of the front; then, as few prompts do not tell which positions generalise, the smallest KL of
-    every other kind of direction whose rate is about as low; then the rest of the front. With `max_kl`, among trials
-    within it first. Where every trial was screened, the first one.
+    The two lowest rates of the front; then the leaders among other kinds of direction; then the rest of the front.
+    With `max_kl`, only trials within it, if there are any. Where every trial was screened, the first one.
     """
     measured = [trial for trial in history if not trial.measured.screened]
     within = [trial for trial in measured if max_kl is None or trial.measured.kl_first <= max_kl]
     pool = within or measured or list(history[:1])
     front = front_of(pool) or pool
-    limit = front[0].measured.rate + _NEAR
-    kinds: dict[tuple[float | str, ...], Trial] = {}
-    for trial in sorted(pool, key=lambda each: each.measured.kl_sequence):
-        if trial.measured.rate <= limit:
-            kinds.setdefault((trial.parameters["position"], trial.parameters["reach"]), trial)
     rest = [front[index] for index in spread(range(len(front)), most=CONFIRMED)]
-    wanted = {trial.index: trial for trial in (*front[:2], *list(kinds.values())[:3], *rest)}
+    wanted = {trial.index: trial for trial in (*front[:2], *leaders(pool)[:3], *rest)}
     return list(wanted.values())[:CONFIRMED]
+
+
+def _confirm(
+    study: Study,
+    chosen: Sequence[Trial],
+    space: Space,
+    objective: Callable[[], BehaviorObjective],
+    progress: Progress,
+) -> list[Measured]:
+    """Measure trials on prompts the search never saw; what an earlier call measured is remembered."""
+    confirmed: list[Measured] = []
+    unseen: BehaviorObjective | None = None
+    for number, trial in enumerate(chosen):
+        progress("confirming the front", number, len(chosen), "points")
+        known = study.note(f"select {trial.index}")
+        if known is None:
+            unseen = unseen or objective()
+            known = vars(unseen(space.edit(trial.parameters)))
+            study.remember(f"select {trial.index}", known)
+        confirmed.append(Measured(**known))
+    progress("confirming the front", len(chosen), len(chosen), "points")
+    return confirmed
 
 
 def _provenance(behavior: Behavior, splits: Splits, seed: int, directions: Directions) -> dict[str, Any]:

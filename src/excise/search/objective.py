@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import isfinite
 
 from excise.behaviors import Behavior, PromptSet
 from excise.edit import Edit
@@ -11,6 +12,7 @@ from excise.model import EditableModel
 from excise.progress import Progress, silent
 from excise.search.trial import UNLIMITED, Limits, Measured
 
+MOST_KL = 1e6
 _SLACK = 0.15
 
 
@@ -75,8 +77,8 @@ class BehaviorObjective:
             rate = estimate if screened and estimate is not None else self._rate()
         return Measured(
             rate=rate,
-            kl_first=divergence.first.mean,
-            kl_sequence=divergence.sequence.mean,
+            kl_first=_finite(divergence.first.mean),
+            kl_sequence=_finite(divergence.sequence.mean),
             prompts=len(self.prompts.target),
             estimate=estimate,
             screened=screened,
@@ -125,3 +127,8 @@ class BehaviorObjective:
             stop_early=True,
         )
         return result.rate.value
+
+
+def _finite(kl: float) -> float:
+    """A model broken so far that its KL is not a number is as bad as can be."""
+    return kl if isfinite(kl) else MOST_KL

@@ -3,7 +3,7 @@
 first      warm starts: what is known to work well on most models
 then       by turns Optuna's multi-objective TPE (Ozaki et al. 2022) over (rate, log₁₀ KL), and a small step from a
            point of the front
-last       small steps from the best point alone
+last       small steps from the leading points alone
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from excise.search.front import choose, non_dominated
+from excise.search.front import non_dominated
 from excise.search.space import Space
 from excise.search.trial import Measured, Parameters, Trial
 
-KL_FLOOR = 1e-3
+KL_FLOOR, KL_MOST = 1e-3, 1e3
 _REFINED_SHARE = 0.2
 _TRIES = 20
+_NEAR = 0.02
+_LEADERS = 3
+_USEFUL_RATE = 0.3
+_LIGHTER_SHARE = 0.5
 
 
 @runtime_checkable
@@ -55,21 +59,23 @@ class TreeProposer:
             return self.warm[index]
         last = index >= self.trials - max(1, round(_REFINED_SHARE * self.trials))
         if last or index % 2:
-            return self._step(history, index, best=last)
+            return self._step(history, index, last=last)
         return self._tree(history, index)
 
-    def _step(self, history: Sequence[Trial], index: int, *, best: bool) -> Parameters:
+    def _step(self, history: Sequence[Trial], index: int, *, last: bool) -> Parameters:
         generator = random.Random(f"{self.seed}/{index}")
         front = front_of(history)
         if not front:
             return self._tree(history, index)
-        parent = front[choose([trial.measured for trial in front]).index]
-        if not best:
-            useful = [trial for trial in front if trial.measured.rate <= 0.3] or front
-            parent = generator.choice(useful)
+        if last:
+            leading = leaders(history)[:_LEADERS]
+            parent = leading[index % len(leading)]
+        else:
+            parent = generator.choice([trial for trial in front if trial.measured.rate <= _USEFUL_RATE] or front)
         tried = {_key(trial.parameters) for trial in history}
         for _ in range(_TRIES):
-            values = self.space.neighbour(parent.parameters, generator)
+            move = self.space.lighter if generator.random() < _LIGHTER_SHARE else self.space.neighbour
+            values = move(parent.parameters, generator)
             if _key(values) not in tried:
                 break
         return values
@@ -91,17 +97,22 @@ def warm_starts(space: Space, sources: Sequence[Parameters]) -> list[Parameters]
     Variations of the first two sources, the other sources as they are.
     """
     first, second = sources[0], sources[min(1, len(sources) - 1)]
+    methods, norms = space.choices("method"), space.choices("norm")
+    other = methods[-1]
     starts = [
         first,
         second,
-        space.varied(first, start=0.3),
+        space.varied(first, method=other),
+        space.varied(first, method=other, start=0.5),
         space.varied(first, strength=1.5),
         space.varied(second, strength=1.5),
-        *sources[2:4],
+        space.varied(first, method=other, start=0.4, strength=1.25),
+        space.varied(second, method=other, start=0.3),
         space.varied(first, start=0.5),
-        space.varied(second, start=0.3),
-        *(space.varied(first, method=method) for method in space.choices("method")[1:]),
-        *(space.varied(first, norm=norm) for norm in space.choices("norm")[1:]),
+        *(space.varied(first, **{f"{role}.strength": 0.0}) for role in space.roles if len(space.roles) > 1),
+        *sources[2:4],
+        *(space.varied(first, method=other, norm=norm, start=0.3) for norm in norms[1:]),
+        space.varied(first, method=other, start=0.5, strength=1.5),
         space.varied(first, start=0.3, share=0.75, taper=0.2),
         *(space.varied(each, strength=1.5) for each in sources[2:4]),
         *sources[4:],
@@ -117,9 +128,23 @@ def front_of(history: Sequence[Trial]) -> list[Trial]:
     return [measured[index] for index in non_dominated(points)]
 
 
+def leaders(history: Sequence[Trial]) -> list[Trial]:
+    """Of each kind of direction, the trial with the smallest KL among those whose rate is within 0.02 of the lowest.
+
+    By increasing KL. Few prompts do not tell which positions generalise to others, so the kinds are kept apart.
+    """
+    measured = [trial for trial in history if not trial.measured.screened]
+    limit = min((trial.measured.rate for trial in measured), default=0.0) + _NEAR
+    kinds: dict[tuple[float | str, ...], Trial] = {}
+    for trial in sorted(measured, key=lambda each: each.measured.kl_sequence):
+        if trial.measured.rate <= limit:
+            kinds.setdefault((trial.parameters["position"], trial.parameters["reach"]), trial)
+    return list(kinds.values())
+
+
 def objectives(measured: Measured) -> tuple[float, float]:
     """What the study minimises: the rate, and log₁₀(sequence KL + 0.001), so that factors count alike."""
-    return measured.rate, log10(max(measured.kl_sequence, 0.0) + KL_FLOOR)
+    return measured.rate, log10(min(max(measured.kl_sequence, 0.0), KL_MOST) + KL_FLOOR)
 
 
 def frozen(trial: Trial, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:

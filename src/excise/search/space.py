@@ -24,7 +24,7 @@ from excise.model import Survey
 from excise.search.trial import Parameters
 
 STRENGTH_STEP = 0.05
-MOST_STRENGTH = 1.5
+MOST_STRENGTH = 2.0
 _FIRST_SOURCE, _LAST_SOURCE = 0.2, 0.95
 
 
@@ -44,6 +44,8 @@ class Space:
         positions: Sequence[str] | None = None,
     ) -> None:
         self.survey = survey
+        self.norm = norm
+        self._found = directions
         self.directions = {name: directions.with_method(name) for name in _methods(directions)}
         self.best = directions.best
         self.positions = tuple(directions.positions if positions is None else positions)
@@ -51,6 +53,10 @@ class Space:
             dict.fromkeys(writer.role for writer in survey.writers if writer.role != "embedding")
         )
         self.distributions = self._distributions(norm)
+
+    def at_positions(self, positions: Sequence[str]) -> Space:
+        """The same space with the directions of these positions alone."""
+        return Space(self.survey, self._found, norm=self.norm, positions=positions)
 
     def edit(self, parameters: Parameters) -> Edit:
         """The edit that parameters stand for; its provenance is left to the caller."""
@@ -106,7 +112,7 @@ class Space:
             step = generator.choice((-0.25, -0.15, -0.1, 0.1, 0.15, 0.25))
             names = [f"{role}.strength" for role in self.roles]
             return self.inside(values | {name: float(values[name]) + step for name in names})
-        movable = [name for name, each in self.distributions.items() if not each.single()]
+        movable = [name for name, each in self.distributions.items() if self._matters(name, each, values)]
         for name in generator.sample(movable, k=min(len(movable), generator.choice((1, 2, 2, 3)))):
             distribution = self.distributions[name]
             if isinstance(distribution, CategoricalDistribution):
@@ -116,6 +122,24 @@ class Space:
             width = distribution.high - distribution.low
             values[name] = _inside(float(values[name]) + generator.gauss(0.0, 0.12) * width, distribution)
         return values
+
+    def lighter(self, parameters: Parameters, generator: random.Random) -> dict[str, float | str]:
+        """The same parameters with the edit of one role, or of all, made weaker or narrower."""
+        role = generator.choice((*self.roles, None))
+        roles = self.roles if role is None else (role,)
+        kind = generator.choice(("strength", "strength", "start", "share"))
+        factor = generator.choice((0.0, 0.5, 0.7, 0.8, 0.9) if role is not None else (0.7, 0.8, 0.9))
+        values = dict(parameters)
+        for each in roles:
+            name = f"{each}.{kind}"
+            if kind == "start":
+                values[name] = float(values[name]) + 0.5 * (1.0 - factor) * (1.0 - float(values[name]))
+            else:
+                values[name] = float(values[name]) * factor
+        return self.inside(values)
+
+    def _matters(self, name: str, distribution: BaseDistribution, values: Parameters) -> bool:
+        return not distribution.single() and not (name == "source" and values["reach"] == "per-layer")
 
     def _plateau(self, parameters: Parameters, role: str) -> Plateau:
         start = float(parameters[f"{role}.start"])

@@ -117,10 +117,9 @@ def limits_after(history: Sequence[Trial]) -> Limits:
     """When to give up the next trial before generation, from what is known.
 
     The first trial is always measured in full. A KL above 1.5 nats is damage at any rate; above that of a trial that
-    reached rate 0, the trial is dominated whatever its rate (below 0.02 nats KLs count as equal: there the rate on unseen
-    prompts matters more). The estimate from prefill is trusted (with a wide margin,
-    where it is compared with measured rates) until a trial that it said to be unchanged turns out to have lost the
-    behavior.
+    reached rate 0, the trial is dominated whatever its rate. KLs below 0.02 nats count as equal: there the rate on
+    unseen prompts matters more. The estimate from prefill is trusted (with a wide margin, where it is compared with
+    measured rates) until a trial that it said to be unchanged turns out to have lost the behavior.
     """
     if not history:
         return UNLIMITED

@@ -62,13 +62,14 @@ def sweep(
 
 
 def sources(swept: list[Swept]) -> list[Parameters]:
-    """What to begin with: the best place, then the best of each other position, then what is left, six in all.
+    """What to begin with: the best place of each of the three best positions, then their next best, six in all.
 
-    Positions differ in what they generalise to, which few prompts do not tell; so none is dropped for a small gap.
+    Positions differ in what they generalise to, which few prompts do not tell; so three are kept.
     """
     first: dict[float | str, Swept] = {}
     for each in swept:
         first.setdefault(each.parameters["position"], each)
     leading = list(first.values())[:MOST_POSITIONS]
-    rest = [each for each in swept if each not in leading]
+    positions = {each.parameters["position"] for each in leading}
+    rest = [each for each in swept if each not in leading and each.parameters["position"] in positions]
     return [each.parameters for each in (leading + rest)[:MOST_SOURCES]]
