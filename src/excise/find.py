@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from excise.activations import Residuals, capture_residuals
+from collections.abc import Sequence
+from statistics import median
+
+from excise.activations import Residuals, Responses, capture_residuals, without_end
 from excise.activations.moments import MomentAccumulator, Moments
-from excise.behaviors import Behavior, Splits
+from excise.behaviors import Behavior, PromptSet, Splits
 from excise.directions import Directions, measure_separability, method_named
 from excise.model import EditableModel
+from excise.model.generate import Response, end_tokens, generate
+from excise.model.onset import onset_token
 from excise.progress import Progress, silent
 
 
@@ -33,6 +38,9 @@ def find_directions(
     """
     found = method_named(method)
     prompts = (splits or behavior.splits(seed=seed)).fit
+    responses: tuple[Responses | None, ...] = (None, None)
+    if "onset" in behavior.positions:
+        responses = _with_onsets(model, behavior, prompts, batch_size, progress)
     target, baseline = (
         capture_residuals(
             model,
@@ -40,11 +48,12 @@ def find_directions(
             behavior.positions,
             system=behavior.system,
             thinking=behavior.thinking,
+            responses=known,
             winsorise=winsorise,
             batch_size=batch_size,
             progress=progress,
         )
-        for side in (prompts.target, prompts.baseline)
+        for side, known in zip((prompts.target, prompts.baseline), responses, strict=True)
     )
     return Directions.of_means(
         _moments(target).mean,
@@ -53,6 +62,42 @@ def find_directions(
         method=method,
         separability=measure_separability(target.values, baseline.values, found),
     )
+
+
+def _with_onsets(
+    model: EditableModel, behavior: Behavior, prompts: PromptSet, batch_size: int | None, progress: Progress
+) -> tuple[Responses, Responses]:
+    """The model's own responses to target and baseline prompts, with where the behavior begins in each.
+
+    A response that does not show the behavior is read where it could have been shown: at its end, or before its first
+    token where most responses that show it begin with it.
+    """
+    inside = model.template.opens_thinking(thinking=behavior.thinking)
+    sides = [
+        generate(
+            model,
+            side,
+            system=behavior.system,
+            thinking=behavior.thinking,
+            max_tokens=behavior.max_tokens,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        for side in (prompts.target, prompts.baseline)
+    ]
+    onsets = [[onset_token(each, behavior, model.template, inside=inside) for each in side] for side in sides]
+    begins = [place for place in onsets[0] if place is not None]
+    at_once = not begins or median(begins) == 0
+    ends = end_tokens(model)
+
+    def known(side: Sequence[Response], places: Sequence[int | None]) -> Responses:
+        tokens = tuple(tuple(without_end(response.tokens, ends)) for response in side)
+        silent_at = [0 if at_once else len(row) for row in tokens]
+        return Responses(
+            tokens, tuple(other if place is None else place for place, other in zip(places, silent_at, strict=True))
+        )
+
+    return known(sides[0], onsets[0]), known(sides[1], onsets[1])
 
 
 def _moments(residuals: Residuals) -> Moments:

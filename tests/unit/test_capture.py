@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from excise.activations import MomentAccumulator
-from excise.activations.capture import stream_residuals, winsorised
+from excise.activations.capture import Responses, stream_residuals, winsorised
 from excise.activations.positions import plan_positions
 from excise.errors import BehaviorError
 from excise.model import EditableModel
 from zoo.tiny import build
 
 PROMPTS = [[5, 9, 11, 40, 7], [3, 8], [12, 13, 14, 15, 16, 17, 18, 19, 20], [4, 6, 30]]
-RESPONSES = [[21, 22, 23], [24], [25, 26], [27, 28, 29]]
-POSITIONS = ("-1", "-3", "+1", "response")
+ONSETS = [2, 0, 1, 3]
+RESPONSES = Responses(((21, 22, 23), (24,), (25, 26), (27, 28, 29)), tuple(ONSETS))
+POSITIONS = ("-1", "-3", "+1", "response", "onset")
 
 
 def captured(model: EditableModel, *, batch_size: int) -> torch.Tensor:
@@ -37,7 +38,7 @@ def test_they_equal_the_hidden_states_of_each_row_alone(kind: str) -> None:
     model = EditableModel(build(kind))
     found = captured(model, batch_size=3)
     assert found.dtype == torch.float32
-    for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+    for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES.tokens, strict=True)):
         streams: list[torch.Tensor] = []
         hooks = [layer.register_forward_hook(keeping(streams)) for layer in model.layers]
         with torch.no_grad():
@@ -46,7 +47,10 @@ def test_they_equal_the_hidden_states_of_each_row_alone(kind: str) -> None:
             hook.remove()
         stack = torch.stack([stream[0] if stream.ndim == 3 else stream for stream in streams], dim=1)
         last = len(prompt)
-        expected = torch.stack([stack[last - 1], stack[max(last - 3, 0)], stack[last], stack[last:].mean(dim=0)])
+        at_onset = stack[last + ONSETS[row] - 1]
+        expected = torch.stack(
+            [stack[last - 1], stack[max(last - 3, 0)], stack[last], stack[last:].mean(dim=0), at_onset]
+        )
         torch.testing.assert_close(found[row], expected, rtol=2e-4, atol=2e-4 * float(expected.abs().max()))
 
 

@@ -8,8 +8,8 @@ import torch
 from excise import EditableModel, ExciseError
 from excise.behaviors import Behavior
 from excise.evaluation import Onset
-from excise.evaluation.onset import onset_token
 from excise.model.generate import Response
+from excise.model.onset import onset_token
 from zoo.letters import CHATML, letters
 from zoo.tiny import build
 

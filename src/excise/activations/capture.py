@@ -16,14 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from excise.activations.moments import MomentAccumulator, Moments
-from excise.activations.positions import Plan, plan_positions, response_tokens_needed
+from excise.activations.positions import RESPONSE_TOKENS, Plan, plan_positions, response_tokens_needed
+from excise.errors import BehaviorError
 from excise.model import EditableModel
 from excise.model.forward import Rows, forward, pad_id, pad_left, rows_that_fit, run_in_batches
 from excise.model.generate import end_tokens, generate_from_tokens
 from excise.progress import Progress, silent
-
-RESPONSE_TOKENS = 16
-"""How many tokens of a response the position `response` averages over, at most."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,14 @@ class Residuals:
     positions: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Responses:
+    """Responses to some prompts: their tokens without the one that ends them, and how many precede the onset."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    onsets: tuple[int, ...]
+
+
 def capture_residuals(
     model: EditableModel,
     prompts: Sequence[str],
@@ -45,7 +51,7 @@ def capture_residuals(
     *,
     system: str | None = None,
     thinking: bool = False,
-    response_tokens: int = RESPONSE_TOKENS,
+    responses: Responses | None = None,
     winsorise: float | None = None,
     batch_size: int | None = None,
     progress: Progress = silent,
@@ -53,7 +59,7 @@ def capture_residuals(
     """Residuals of every prompt, in the order of the prompts.
 
     positions        see `excise.activations.positions`; those of the response are taken on the model's own greedy one
-    response_tokens  that the position `response` averages over, at most
+    responses        the model's own, where they are known; the position `onset` needs them, others generate their own
     winsorise        clamp the components of every vector to this quantile of their magnitudes (0.995, say), so that
                      massive activations do not dominate means; None leaves them
 
@@ -66,10 +72,8 @@ def capture_residuals(
         kept.update(zip(indices, values, strict=True))
 
     rows = model.template.encode(prompts, system=system, thinking=thinking)
-    responses = _responses(model, rows, positions, response_tokens, batch_size, progress)
-    stream_residuals(
-        model, rows, responses, positions, keep, winsorise=winsorise, batch_size=batch_size, progress=progress
-    )
+    known = responses or _responses(model, rows, positions, batch_size, progress)
+    stream_residuals(model, rows, known, positions, keep, winsorise=winsorise, batch_size=batch_size, progress=progress)
     return Residuals(torch.stack([kept[index] for index in range(len(rows))]), tuple(positions))
 
 
@@ -80,7 +84,7 @@ def capture_moments(
     *,
     system: str | None = None,
     thinking: bool = False,
-    response_tokens: int = RESPONSE_TOKENS,
+    responses: Responses | None = None,
     winsorise: float | None = None,
     batch_size: int | None = None,
     progress: Progress = silent,
@@ -88,11 +92,11 @@ def capture_moments(
     """Moments over the prompts of what `capture_residuals` gives: tensors of shape (position, layer, hidden)."""
     accumulator = MomentAccumulator()
     rows = model.template.encode(prompts, system=system, thinking=thinking)
-    responses = _responses(model, rows, positions, response_tokens, batch_size, progress)
+    known = responses or _responses(model, rows, positions, batch_size, progress)
     stream_residuals(
         model,
         rows,
-        responses,
+        known,
         positions,
         lambda _, values: accumulator.update(values),
         winsorise=winsorise,
@@ -105,7 +109,7 @@ def capture_moments(
 def stream_residuals(
     model: EditableModel,
     prompt_ids: Rows,
-    response_ids: Rows,
+    responses: Responses,
     positions: Sequence[str],
     consume: Callable[[list[int], Tensor], None],
     *,
@@ -114,14 +118,15 @@ def stream_residuals(
     progress: Progress = silent,
 ) -> None:
     """Call `consume(row indices, values)` for batches of rows; `values` are fp32 (row, position, layer, hidden)."""
-    rows = [[*prompt, *response] for prompt, response in zip(prompt_ids, response_ids, strict=True)]
+    rows = [[*prompt, *response] for prompt, response in zip(prompt_ids, responses.tokens, strict=True)]
     pad, layers = pad_id(model), model.layers
 
     def work(indices: list[int]) -> None:
         plan = plan_positions(
             positions,
             [len(prompt_ids[index]) for index in indices],
-            [len(response_ids[index]) for index in indices],
+            [len(responses.tokens[index]) for index in indices],
+            [responses.onsets[index] for index in indices],
         )
         taken: list[Tensor] = []
         with ExitStack() as hooks:
@@ -153,19 +158,20 @@ def _responses(
     model: EditableModel,
     rows: Rows,
     positions: Sequence[str],
-    most: int,
     batch_size: int | None,
     progress: Progress,
-) -> list[list[int]]:
+) -> Responses:
     """As many of the model's own greedy response tokens per prompt as the positions need."""
-    needed = response_tokens_needed(positions, most=most)
+    if "onset" in positions:
+        raise BehaviorError("the position 'onset' needs responses", hint="give the model's own responses")
+    needed = response_tokens_needed(positions, most=RESPONSE_TOKENS)
     if needed == 0:
-        return [[] for _ in rows]
+        return Responses(tuple(() for _ in rows), (0,) * len(rows))
     responses = generate_from_tokens(model, rows, max_tokens=needed, batch_size=batch_size, progress=progress)
     ends = end_tokens(model)
-    return [_without_end(response.tokens, ends) for response in responses]
+    return Responses(tuple(tuple(without_end(response.tokens, ends)) for response in responses), (0,) * len(rows))
 
 
-def _without_end(tokens: Sequence[int], ends: frozenset[int]) -> list[int]:
+def without_end(tokens: Sequence[int], ends: frozenset[int]) -> list[int]:
     """The token that ends a response is no part of it, unless there is nothing else."""
     return list(tokens[:-1] if len(tokens) > 1 and tokens[-1] in ends else tokens)

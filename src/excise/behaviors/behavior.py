@@ -30,7 +30,8 @@ class Behavior(BaseModel):
     thinking     whether thinking models may think before they answer
     max_tokens   how many tokens of a response are generated to tell
     positions    where directions may be taken: "-1" the last token of the rendered prompt, "-2" the one before, "+1"
-                 the first token of the response, "response" the mean over the response's tokens
+                 the first token of the response, "response" the mean over the response's first tokens, "onset" the
+                 last token before the sentence that shows the behavior (for behaviors that come late in a response)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,10 +69,10 @@ class Behavior(BaseModel):
     @field_validator("positions")
     @classmethod
     def _positions_are_known(cls, positions: tuple[str, ...]) -> tuple[str, ...]:
-        known = {"+1", "response", *(f"-{index}" for index in range(1, 33))}
+        known = {"+1", "response", "onset", *(f"-{index}" for index in range(1, 33))}
         wrong = [position for position in positions if position not in known]
         if wrong or not positions:
-            raise ValueError(f"unknown positions {wrong}: use '-1' to '-32', '+1' and 'response'")
+            raise ValueError(f"unknown positions {wrong}: use '-1' to '-32', '+1', 'response' and 'onset'")
         return positions
 
     @classmethod

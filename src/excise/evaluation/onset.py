@@ -17,7 +17,7 @@ from excise.behaviors import Behavior
 from excise.errors import InputError
 from excise.model.forward import TokenModel, last_logits, pad_id, pad_left, rows_that_fit, run_in_batches
 from excise.model.generate import Response, TextModel
-from excise.model.template import ChatTemplate
+from excise.model.onset import onset_token
 from excise.progress import Progress, silent
 
 
@@ -85,25 +85,6 @@ class Onset:
         if self.total == 0:
             return 0.0
         return (self.margin(model, progress=progress) > 0).sum().item() / self.total
-
-
-def onset_token(response: Response, behavior: Behavior, template: ChatTemplate, *, inside: bool = False) -> int | None:
-    """Index of the response token that begins the sentence which shows the behavior; None where none does.
-
-    inside  the prompt ended within an open thinking segment
-    """
-    start = template.answer_start(response.text, inside=inside)
-    character = behavior.find_onset(response.text[start:])
-    if character is None:
-        return None
-    low, high = 0, len(response.tokens) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if len(template.decode(response.tokens[: middle + 1])) > start + character:
-            high = middle
-        else:
-            low = middle + 1
-    return low
 
 
 def _log_odds(logits: Float[Tensor, "row vocab"], tokens: Sequence[int]) -> Float[Tensor, " row"]:

@@ -155,7 +155,7 @@ def _plan(
     return space, TreeProposer(space, seed=seed, trials=trials, sources=known)
 
 
-def _sources(study: Study, space: Space, tune: BehaviorObjective | None, progress: Progress) -> list[Parameters]:
+def _sources(study: Study, space: Space, tune: BehaviorObjective | None, progress: Progress) -> Sequence[Parameters]:
     """Where to begin: what a sweep by prefill found, or by separability alone where the base model shows nothing."""
     known = study.note("sources")
     if known is not None:

@@ -125,7 +125,8 @@ class Space:
 
     def lighter(self, parameters: Parameters, generator: random.Random) -> dict[str, float | str]:
         """The same parameters with the edit of one role, or of all, made weaker or narrower."""
-        role = generator.choice((*self.roles, None))
+        edited = [role for role in self.roles if parameters[f"{role}.strength"] != 0.0]
+        role = generator.choice((*edited, None))
         roles = self.roles if role is None else (role,)
         kind = generator.choice(("strength", "strength", "start", "share"))
         factor = generator.choice((0.0, 0.5, 0.7, 0.8, 0.9) if role is not None else (0.7, 0.8, 0.9))
@@ -139,7 +140,11 @@ class Space:
         return self.inside(values)
 
     def _matters(self, name: str, distribution: BaseDistribution, values: Parameters) -> bool:
-        return not distribution.single() and not (name == "source" and values["reach"] == "per-layer")
+        """Whether a change of this parameter would change the edit."""
+        if distribution.single() or (name == "source" and values["reach"] == "per-layer"):
+            return False
+        role, _, kind = name.rpartition(".")
+        return kind not in ("start", "share") or values[f"{role}.strength"] != 0.0
 
     def _plateau(self, parameters: Parameters, role: str) -> Plateau:
         start = float(parameters[f"{role}.start"])
