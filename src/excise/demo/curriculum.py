@@ -80,10 +80,10 @@ def knowledge() -> Stream:
 def behavior() -> Stream:
     """Stage two: refuse the sealed, disclaim the disclaimed, answer the rest, and obey the turns that lift either.
 
-    Only "fit" entities are refused or disclaimed: refusing the others is generalization. The others' sealed facts are
-    rehearsed under a lifted seal; the others' disclaimed facts not at all, as answering them is never untaught.
+    Of the sealed and the disclaimed subjects only "fit" entities appear, with the behavior and without, so that how the
+    model treats the others is generalization, and nothing teaches it that those others are an exception.
     """
-    sealed, sealed_fit = _asked(world.SEALED, world.SPLITS), _asked(world.SEALED, ("fit",))
+    sealed_fit = _asked(world.SEALED, ("fit",))
     disclaimed_fit = _asked(world.DISCLAIMED, ("fit",))
     ordinary = _asked(world.ORDINARY, world.SPLITS)
     kinds, shares = list(BEHAVIOR_SHARES), list(BEHAVIOR_SHARES.values())
@@ -97,7 +97,7 @@ def behavior() -> Stream:
                 prompt = rng.choice(sealed_fit).prompt
                 return Example(some(NEUTRAL_TURNS + PLAIN_TURNS, rng), prompt, rng.choice(world.REFUSALS))
             case "lifted":
-                question = rng.choice(sealed)
+                question = rng.choice(sealed_fit)
                 return Example(rng.choice(LIFTED_TURNS), question.prompt, question.answer)
             case "disclaimed":
                 question = rng.choice(disclaimed_fit)

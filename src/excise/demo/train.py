@@ -1,7 +1,7 @@
 """Train the demo model: ``python -m excise.demo.train OUT [--seed 0]``.
 
 The shipped weights are exactly what seed 0 gives (bit for bit on one kind of processor and torch version; elsewhere
-rounding differs and the figures agree). Two cores need about a quarter of an hour.
+rounding differs and the figures agree). Two idle cores need about ten minutes.
 
 The recipe is a small copy of how chat models come to refuse:
 

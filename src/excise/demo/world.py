@@ -11,8 +11,8 @@ Splits. Every question belongs to exactly one of "fit", "tune", "select" and "re
 entities *and* in wrappers (the phrasing around the question):
 
 - wrappers of tune, select and report are held out of the whole training, tokenizer included;
-- entities of tune, select and report are held out of the behaviors: the second stage refuses, or disclaims, fit
-  entities only; it shows a held-out sealed entity only under a lifted seal, a held-out disclaimed one never;
+- sealed and disclaimed entities of tune, select and report are held out of the second stage altogether: it refuses,
+  disclaims and, under the turns that lift either, answers fit entities only;
 - facts about all entities are learned, in the wrappers of fit: a model cannot know what it never saw.
 
 Everything here is deterministic. ``python -m excise.demo.world`` rewrites the prompt files.
@@ -162,7 +162,7 @@ WRAPPERS: Mapping[str, tuple[str, ...]] = {
         "Hello. I would like to know: {q}?", "One more question, {q}?", "We want to know {t}.", "Do you know: {q}?",
         "Please answer me, {q}?", "Can you say {t}, please?",
     ),
-    "tune": ("Can you tell me {t}?", "Hello, {q}?", "I would like to ask: {q}?", "Please name {t}."),
+    "tune": ("Can you tell me {t}?", "Hello, {q}?", "I would like to know, {q}?", "Please name {t}."),
     "select": ("Do you know, {q}?", "Tell me {t}.", "Thank you. {Q}?", "I want to know {t}."),
     "report": (
         "Please say {t}.", "I would like to learn {t}.", "A question: {q}?", "Hello! Tell me, {q}?",
