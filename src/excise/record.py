@@ -35,7 +35,7 @@ def assemble(
         "coverage": survey.coverage,
         "leak": leak,
         "leak_tolerance": job.model.leak_tolerance,
-        "leak_baked": baked.get("leak"),
+        "leak_baked": baked.get("leak") if baked.get("probe") is None else baked["probe"],
         "splits": job.splits.sizes(),
         **scores,
         "front": front,

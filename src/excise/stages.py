@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from excise.bake import bake, verify
+from excise.bake import bake, baked_leak, verify
 from excise.behaviors import Behavior, PromptSet, Splits
 from excise.config import RunConfig
 from excise.directions import Directions
@@ -195,7 +195,21 @@ def bake_and_verify(job: Job, edit: Edit) -> dict[str, Any]:
             shutil.rmtree(out)
         stage.save(bake(source, edit, out, trust_remote_code=remote, progress=job.progress).to_json())
     report = verify(out, base=source, edit=edit, trust_remote_code=remote, progress=job.progress)
-    return {**report.to_json(), "bake": stage.load()}
+    return {**report.to_json(), "bake": stage.load(), "probe": probe_baking(job)}
+
+
+def probe_baking(job: Job) -> float | None:
+    """The leak after baking the probe itself: the proof that coverage survives being written and read back."""
+    stage = job.stage("probe")
+    if not stage.done:
+        remote = job.config.trust_remote_code
+        scratch = stage.path("copy").parent
+        leak = baked_leak(
+            job.model, scratch=scratch, seed=job.config.seed, trust_remote_code=remote, progress=job.progress
+        )
+        stage.save({"leak": leak})
+    found: float | None = stage.load()["leak"]
+    return found
 
 
 def random_control(edit: Edit, survey: Survey, *, seed: int) -> Edit:

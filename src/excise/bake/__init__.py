@@ -6,11 +6,12 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from excise.bake.probe import baked_leak
 from excise.bake.result import Check, Difference, VerifyReport
 from excise.bake.verification import verify
 from excise.bake.write import BakeReport, bake
 
-__all__ = ["BakeReport", "Check", "Difference", "VerifyReport", "bake", "verify"]
+__all__ = ["BakeReport", "Check", "Difference", "VerifyReport", "bake", "baked_leak", "verify"]
 
 
 class _CallableModule(ModuleType):

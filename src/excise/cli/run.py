@@ -15,6 +15,9 @@ from excise.cli.tables import front_table, heading, line, score_table
 from excise.config import RunConfig
 
 
+_MOST_BAKED_LEAK = 5e-3  # rounding to bf16 leaves less, a missed writer more
+
+
 @command("run", takes=settings("model", "data", "search", "output"))
 def run(session: Session, config: RunConfig) -> Outcome:
     """Find the behavior, search for the edit that removes it, validate it on held-out prompts, bake it, report.
@@ -50,6 +53,11 @@ def missed(result: Mapping[str, Any], config: RunConfig) -> tuple[str, ...]:
         found.append(f"the behavior is shown in {after['rate']:.1%} of the report prompts, above {config.max_rate:.1%}")
     if config.max_kl is not None and after["kl_first"]["mean"] > config.max_kl:
         found.append(f"the first-token KL is {after['kl_first']['mean']:.3g}, above {config.max_kl:.3g}")
+    if result["leak"] > result["leak_tolerance"]:
+        found.append(f"coverage is not proven: leak {result['leak']:.2g}, above {result['leak_tolerance']:.2g}")
+    baked = result.get("leak_baked")
+    if baked is not None and baked > _MOST_BAKED_LEAK:
+        found.append(f"the baked model leaks {baked:.2g}, above {_MOST_BAKED_LEAK:.2g}")
     for check in (result.get("verify") or {}).get("checks", ()):
         if not check["passed"]:
             found.append(f"{check['name']}: {check['detail']}")
