@@ -52,6 +52,7 @@ def run(
         job = Job(config, behavior, splits, loaded, directory, progress)
         job.seconds["load"] = time.perf_counter() - began
 
+        stages.check_room_to_bake(job)
         with job.timed("prove"):
             survey, leak = stages.prove(job)
         with job.timed("base"):

@@ -195,8 +195,10 @@ class RunDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Let go of the directory. After a bad input nothing stays of a run that this call began."""
-        if isinstance(error, _BAD_INPUT) and not self.resumed:
+        """Let go of the directory. After a bad input, or a disk that was full from the start, nothing stays of a run
+        that this call began."""
+        nothing_done = isinstance(error, DiskFullError) and not (self.path / "stages").exists()
+        if not self.resumed and (nothing_done or isinstance(error, _BAD_INPUT)):
             self.discard()
         self._lock.release()
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from excise.bake import bake, baked_leak, verify
+from excise.bake.staging import check_room
 from excise.behaviors import Behavior, PromptSet, Splits
 from excise.config import RunConfig
 from excise.directions import Directions
@@ -23,6 +24,7 @@ from excise.errors import BehaviorNotShownError, InputError, SurveyError
 from excise.evaluation import Reference, Scores, behavior_rate, evaluate
 from excise.find import find_directions
 from excise.model import EditableModel, Survey
+from excise.model.checkpoint import Checkpoint
 from excise.progress import Progress
 from excise.runs import RunDirectory, Stage, writing
 from excise.search import SearchResult
@@ -79,6 +81,13 @@ def prove(job: Job) -> tuple[Survey, float]:
             )
         job.warnings.append(message)
     return survey, leak
+
+
+def check_room_to_bake(job: Job) -> None:
+    """Raise `DiskFullError` now rather than after the search, where the edited model will not fit on the disk."""
+    out = job.directory.path / "model"
+    if job.config.bake and job.model.path is not None and not out.exists():
+        check_room(out, 2 * Checkpoint.open(job.model.path).size)  # the model and, for a while, a copy for the probe
 
 
 def check_shown(job: Job) -> float:

@@ -198,12 +198,16 @@ def test_the_version_is_told() -> None:
 def test_goals_of_a_run_are_checked() -> None:
     result = {
         "after": {"rate": 0.2, "kl_first": {"mean": 0.3}},
+        "leak": 1e-7,
+        "leak_tolerance": 1e-4,
         "verify": {"checks": [{"name": "leak", "passed": False, "detail": "0.1"}]},
     }
     config = RunConfig(model="m", max_rate=0.1, max_kl=0.1)
     assert len(run.missed(result, config)) == 3
     assert len(run.missed(result, RunConfig(model="m", max_rate=0.3, max_kl=0.4))) == 1
     assert run.missed({**result, "verify": None}, RunConfig(model="m")) == ()
+    leaking = {**result, "verify": None, "leak": 0.3, "leak_baked": 0.2}
+    assert len(run.missed(leaking, RunConfig(model="m"))) == 2
 
 
 class Log(io.StringIO):

@@ -28,9 +28,13 @@ def check_room(out: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed + _RESERVE:
         raise DiskFullError(
-            f"{existing} has {free / 1e9:.1f} GB free; the baked model needs {(needed + _RESERVE) / 1e9:.1f} GB",
+            f"{existing} has {_size(free)} free; the baked model needs {_size(needed + _RESERVE)}",
             hint="free some space, or give an --out on another disk",
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 @contextmanager

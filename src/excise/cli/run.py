@@ -14,7 +14,6 @@ from excise.cli.session import Outcome, Session
 from excise.cli.tables import front_table, heading, line, score_table
 from excise.config import RunConfig
 
-
 _MOST_BAKED_LEAK = 5e-3  # rounding to bf16 leaves less, a missed writer more
 
 
