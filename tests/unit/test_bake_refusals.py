@@ -171,7 +171,7 @@ def test_too_little_room_is_seen_before_anything_is_written(
 ) -> None:
     usage = staging.shutil.disk_usage(base)
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    refused(DiskFullError, "GB free", lambda: bake(base, edit, out), out)
+    refused(DiskFullError, "MB free", lambda: bake(base, edit, out), out)
 
 
 def test_a_disk_that_fills_up(base: Path, edit: Edit, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

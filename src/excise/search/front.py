@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 RATE_TOLERANCE = 0.01
 GOAL_RATE = 0.01
+NEGLIGIBLE_KL = 0.005
 
 
 @runtime_checkable
@@ -64,7 +65,7 @@ def choose(points: Sequence[Scored], *, max_kl: float | None = None, max_rate: f
 
     Without limits: the smallest sequence KL among the points whose rate is at most 1 %, or at most 0.01 above the
     lowest rate, where that is more. Removing the behavior comes first, and rates that a few dozen prompts cannot tell
-    apart count as equal.
+    apart count as equal. So do KLs below 0.005 nats, which no reader would notice: among those the lowest rate wins.
 
     max_kl    only points with a first-token KL of at most this; where there is none, the smallest first-token KL
     max_rate  the smallest sequence KL among points with at most this rate; where there is none, the lowest rate
@@ -79,8 +80,13 @@ def choose(points: Sequence[Scored], *, max_kl: float | None = None, max_rate: f
         return Choice(index, False, f"no point has a rate of at most {max_rate}: the lowest one was taken")
     limit = max(lowest + RATE_TOLERANCE, GOAL_RATE) if max_rate is None else max_rate
     near = [index for index in within if points[index].rate <= limit + 1e-9]
-    index = min(near, key=lambda each: (points[each].kl_sequence, points[each].rate))
-    return Choice(index, True, f"the smallest sequence KL at a rate of at most {limit:.3g}")
+
+    def cost(index: int) -> tuple[float, float, float]:
+        point = points[index]
+        return max(point.kl_sequence, NEGLIGIBLE_KL), point.rate, point.kl_sequence
+
+    reason = f"the smallest sequence KL at a rate of at most {limit:.3g}; below {NEGLIGIBLE_KL} nats the lowest rate"
+    return Choice(min(near, key=cost), True, reason)
 
 
 def spread(indices: Sequence[int], *, most: int) -> list[int]:
