@@ -18,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from excise.model.views import children_of, parameter_axes, through_views, variable_of
+
 # Products, with the places of (left, right, bias) among their inputs. `right` None: an op whose weight is [out, in, …].
 _PRODUCTS: dict[str, tuple[int, int | None, int | None]] = {
     "MmBackward": (0, 1, None),
@@ -129,11 +131,11 @@ class _Walker:
             )
         else:
             routed = routed or name.startswith(_ROUTING)
-            for child in _children(node):
+            for child in children_of(node):
                 yield child, gains, routed
 
     def leaf(self, node: Node, gains: tuple[GainStep, ...], routed: bool) -> None:
-        variable = _variable(node)
+        variable = variable_of(node)
         if self.stream is not None and variable is self.stream:
             self.carried.append(gains)
             return
@@ -175,7 +177,7 @@ class _Walker:
         routed: bool,
         inputs: tuple[Node, ...],
     ) -> bool:
-        located = _parameter_axes(operand)
+        located = parameter_axes(operand)
         if located is None:
             return False
         variable, axes, fixed = located
@@ -189,7 +191,7 @@ class _Walker:
         experts = [*fixed, *others[:-1]] if variable.ndim >= 3 else []
         if variable.ndim >= 3 and node.name().startswith("ConvolutionBackward"):
             experts = []
-        bias_leaf = _parameter_axes(bias)
+        bias_leaf = parameter_axes(bias)
         bias_name = self.names.get(id(bias_leaf[0])) if bias_leaf else None
         expert_axis = experts[0] if experts else None
         self.writes.append(Write(node, name, axis, expert_axis, bias_name, gains, routed, inputs))
@@ -253,12 +255,12 @@ class _Walker:
         self, node: Node, gains: tuple[GainStep, ...], routed: bool
     ) -> Iterator[tuple[Node, tuple[GainStep, ...], bool]]:
         """Both terms are followed; a parameter beside a single product is that product's bias."""
-        children = _children(node)
-        biases = [child for child in children if self.only_parameters(child) and _parameter_axes(child) is not None]
+        children = children_of(node)
+        biases = [child for child in children if self.only_parameters(child) and parameter_axes(child) is not None]
         products = [child for child in children if child not in biases]
         if len(biases) == 1 and len(products) == 1:
-            product = _through_views(products[0])
-            located = _parameter_axes(biases[0])
+            product = through_views(products[0])
+            located = parameter_axes(biases[0])
             before, blocked = len(self.writes), len(self.blocked)
             if product is not None and located is not None and product.name().startswith(tuple(_PRODUCTS)):
                 self.product(product, gains, routed)
@@ -281,11 +283,11 @@ class _Walker:
                     continue
                 visited.add(current)
                 if hasattr(current, "variable"):
-                    result = id(_variable(current)) in self.names
+                    result = id(variable_of(current)) in self.names
                 elif current.name().startswith(("EmbeddingBackward", *_PRODUCTS)):
                     result = False
                 else:
-                    stack.extend(_children(current))
+                    stack.extend(children_of(current))
             self.parameter_only[node] = result
         return self.parameter_only[node]
 
@@ -303,10 +305,10 @@ class _Walker:
                 continue
             visited.add(current)
             if hasattr(current, "variable"):
-                name = self.names.get(id(_variable(current)))
+                name = self.names.get(id(variable_of(current)))
                 if name is not None and name not in names:
                     names.append(name)
-            stack.extend(_children(current))
+            stack.extend(children_of(current))
         return tuple(names)
 
 
@@ -325,92 +327,16 @@ def mixes_tokens(write: Write, writes: frozenset[Node]) -> str:
         if name.startswith(("ScaledDotProduct", "FlexAttention")) or "Softmax" in name:
             return "softmax"
         operands = [child for child, _ in node.next_functions]
-        if name.startswith(("Convolution", "Cumsum", "BmmBackward")) and not any(_parameter_axes(o) for o in operands):
+        if name.startswith(("Convolution", "Cumsum", "BmmBackward")) and not any(parameter_axes(o) for o in operands):
             mixed = "mixer"
         if name.startswith(("ConvolutionBackward", "CumsumBackward")):
             mixed = "mixer"
-        stack.extend(_children(node))
+        stack.extend(children_of(node))
     return mixed
-
-
-def _parameter_axes(node: Node | None) -> tuple[Tensor, list[int | None], list[int]] | None:
-    """The parameter that `node` views: (parameter, its axis behind each axis of the view, axes fixed by a select).
-
-    None where the node is computed rather than viewed.
-    """
-    chain: list[Node] = []
-    while node is not None and not hasattr(node, "variable"):
-        if not node.name().startswith(_VIEWS):
-            return None
-        chain.append(node)
-        children = _children(node)
-        if len(children) != 1:
-            return None
-        node = children[0]
-    if node is None:
-        return None
-    variable = _variable(node)
-    axes: list[int | None] = list(range(variable.ndim))
-    fixed: list[int] = []
-    for view in reversed(chain):
-        axes = _through(view, axes, fixed)
-    return variable, axes, fixed
-
-
-_VIEWS = (
-    "TBackward", "TransposeBackward", "PermuteBackward", "ExpandBackward", "SelectBackward", "IndexBackward",
-    "IndexSelectBackward", "SliceBackward", "UnsqueezeBackward", "SqueezeBackward", "ToCopyBackward", "AliasBackward",
-    "CloneBackward", "ViewBackward", "UnsafeViewBackward", "ReshapeAliasBackward", "SplitBackward", "UnbindBackward",
-)  # fmt: skip
-
-
-def _through(view: Node, axes: list[int | None], fixed: list[int]) -> list[int | None]:
-    name = view.name()
-    if name.startswith("TBackward"):
-        return axes[::-1]
-    if name.startswith("TransposeBackward"):
-        first, second = _axis(view, "dim0", len(axes)), _axis(view, "dim1", len(axes))
-        swapped = list(axes)
-        swapped[first], swapped[second] = axes[second], axes[first]
-        return swapped
-    if name.startswith("PermuteBackward"):
-        return [axes[int(dim) % len(axes)] for dim in getattr(view, "_saved_dims")]  # noqa: B009 - a C++ attribute
-    if name.startswith(("SelectBackward", "UnbindBackward")):
-        dim = _axis(view, "dim", len(axes))
-        gone = axes[dim]
-        if gone is not None:
-            fixed.append(gone)
-        return axes[:dim] + axes[dim + 1 :]
-    if name.startswith("UnsqueezeBackward"):
-        dim = _axis(view, "dim", len(axes) + 1)
-        return [*axes[:dim], None, *axes[dim:]]
-    return axes
-
-
-def _axis(node: Node, attribute: str, ndim: int) -> int:
-    value = int(getattr(node, f"_saved_{attribute}"))
-    return (value - 2**64 if value >= 2**63 else value) % ndim
-
-
-def _through_views(node: Node) -> Node | None:
-    current: Node | None = node
-    while current is not None and current.name().startswith(_VIEWS):
-        children = _children(current)
-        current = children[0] if len(children) == 1 else None
-    return current
-
-
-def _children(node: Node) -> list[Node]:
-    return [child for child, _ in node.next_functions if child is not None]
 
 
 def _present(node: Node | None) -> tuple[Node, ...]:
     return () if node is None else (node,)
-
-
-def _variable(node: Node) -> Tensor:
-    variable: Tensor = node.variable  # type: ignore[attr-defined]
-    return variable
 
 
 def _saved(node: Node, name: str) -> Tensor | None:
