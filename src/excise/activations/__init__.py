@@ -1,6 +1,6 @@
 """Activations: residuals at chosen positions of every layer, and streaming moments of them."""
 
-from excise.activations.capture import Residuals, Responses, capture_moments, capture_residuals, without_end
+from excise.activations.capture import Residuals, Responses, capture_residuals, without_end
 from excise.activations.moments import MomentAccumulator, Moments
 from excise.activations.positions import Plan, plan_positions
 
@@ -10,7 +10,6 @@ __all__ = [
     "Plan",
     "Residuals",
     "Responses",
-    "capture_moments",
     "capture_residuals",
     "plan_positions",
     "without_end",

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from excise.activations.moments import MomentAccumulator, Moments
 from excise.activations.positions import RESPONSE_TOKENS, Plan, plan_positions, response_tokens_needed
 from excise.errors import BehaviorError
 from excise.model import EditableModel
@@ -63,7 +62,7 @@ def capture_residuals(
     winsorise        clamp the components of every vector to this quantile of their magnitudes (0.995, say), so that
                      massive activations do not dominate means; None leaves them
 
-    Needs prompt × position × layer × hidden × 4 bytes; `capture_moments` needs no more for many prompts than for one.
+    Needs prompt × position × layer × hidden × 4 bytes; `stream_residuals` needs no more for many prompts than for one.
     Raises `BehaviorError` for an unknown position, `ModelError` where not even one prompt fits in memory.
     """
     kept: dict[int, Tensor] = {}
@@ -75,35 +74,6 @@ def capture_residuals(
     known = responses or _responses(model, rows, positions, batch_size, progress)
     stream_residuals(model, rows, known, positions, keep, winsorise=winsorise, batch_size=batch_size, progress=progress)
     return Residuals(torch.stack([kept[index] for index in range(len(rows))]), tuple(positions))
-
-
-def capture_moments(
-    model: EditableModel,
-    prompts: Sequence[str],
-    positions: Sequence[str],
-    *,
-    system: str | None = None,
-    thinking: bool = False,
-    responses: Responses | None = None,
-    winsorise: float | None = None,
-    batch_size: int | None = None,
-    progress: Progress = silent,
-) -> Moments:
-    """Moments over the prompts of what `capture_residuals` gives: tensors of shape (position, layer, hidden)."""
-    accumulator = MomentAccumulator()
-    rows = model.template.encode(prompts, system=system, thinking=thinking)
-    known = responses or _responses(model, rows, positions, batch_size, progress)
-    stream_residuals(
-        model,
-        rows,
-        known,
-        positions,
-        lambda _, values: accumulator.update(values),
-        winsorise=winsorise,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    return accumulator.result()
 
 
 def stream_residuals(

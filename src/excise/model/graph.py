@@ -117,15 +117,15 @@ class _Walker:
         name = node.name()
         if hasattr(node, "variable"):
             self.leaf(node, gains, routed)
-        elif _matches(name, (*_PRODUCTS, *_WEIGHT_FIRST, "EmbeddingBackward")):
+        elif name.startswith((*_PRODUCTS, *_WEIGHT_FIRST, "EmbeddingBackward")):
             self.product(node, gains, routed)
-        elif _matches(name, _NORMS):
+        elif name.startswith(_NORMS):
             yield from self.norm(node, gains, routed)
-        elif _matches(name, ("MulBackward", "DivBackward")):
+        elif name.startswith(("MulBackward", "DivBackward")):
             yield from self.scaling(node, gains, routed)
-        elif _matches(name, ("AddBackward", "SubBackward")):
+        elif name.startswith(("AddBackward", "SubBackward")):
             yield from self.addition(node, gains, routed)
-        elif _matches(name, _NONLINEAR):
+        elif name.startswith(_NONLINEAR):
             self.blocked.append(
                 Blocked(f"a nonlinearity ({_short(name)}) lies between a write and the residual add", ())
             )
@@ -346,10 +346,6 @@ def _saved(node: Node, name: str) -> Tensor | None:
 
 def _vector(values: Tensor, hidden: int) -> Tensor | None:
     return values.detach().float().reshape(-1).cpu() if values.numel() == hidden else None
-
-
-def _matches(name: str, kinds: tuple[str, ...]) -> bool:
-    return name.startswith(kinds)
 
 
 def _short(name: str) -> str:
