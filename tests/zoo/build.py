@@ -1,0 +1,39 @@
+"""Tiny random models of every architecture in scope, built in code."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+
+from zoo import causal, vision_language
+from zoo.scope import CAUSAL
+from zoo.shrink import shrunk
+
+SQUARE, OBLONG = 16, 24
+"""Head sizes: 4 heads make up the hidden size of 64, or 96."""
+
+
+def config_of(kind: str, *, head_dim: int = OBLONG) -> PreTrainedConfig:
+    """The shrunk configuration; where the architecture has no head size of its own, `head_dim` changes nothing."""
+    overrides = (causal.OVERRIDES if kind in CAUSAL else vision_language.OVERRIDES).get(kind, {})
+    return shrunk(kind, head_dim, overrides(head_dim) if callable(overrides) else overrides)
+
+
+def auto_class_of(kind: str) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
+    """The class that loads the architecture."""
+    return AutoModelForCausalLM if kind in CAUSAL else AutoModelForImageTextToText
+
+
+def build(kind: str, *, head_dim: int = OBLONG, seed: int = 0, spread: float = 4.0) -> PreTrainedModel:
+    """A tiny random model in fp32 with gains, biases and weights large enough for every write to matter."""
+    torch.manual_seed(seed)
+    model: PreTrainedModel = auto_class_of(kind).from_config(config_of(kind, head_dim=head_dim), dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.is_floating_point():
+                continue
+            if parameter.ndim <= 1 or name.endswith("_bias"):
+                parameter.add_(0.3 * torch.randn_like(parameter))
+            else:
+                parameter.mul_(spread)
+    return model.eval()
