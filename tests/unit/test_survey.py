@@ -76,7 +76,7 @@ def test_axis_expert_bias_and_gain(
 def test_ignoring_a_post_norm_gain_would_leak() -> None:
     """What makes the gain necessary: without it the write keeps a tenth of the direction."""
     model = EditableModel(build("gemma2"))
-    blind = type(model.survey)(**{**vars(model.survey), "gains": {}})
+    blind = type(model.survey)(**{**vars(model.survey), "paths": {}})
     assert leak(model.hf_model, blind) > 0.01
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    EvollaForProteinText2Text,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from zoo import causal, vision_language
-from zoo.scope import CAUSAL
+from zoo.scope import CAUSAL, MULTIMODAL
 from zoo.shrink import shrunk
 
 SQUARE, OBLONG = 16, 24
@@ -21,19 +27,25 @@ def config_of(kind: str, *, head_dim: int = OBLONG) -> PreTrainedConfig:
 
 def auto_class_of(kind: str) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
     """The class that loads the architecture."""
-    return AutoModelForCausalLM if kind in CAUSAL else AutoModelForImageTextToText
+    return AutoModelForImageTextToText if kind in MULTIMODAL else AutoModelForCausalLM
 
 
 def build(kind: str, *, head_dim: int = OBLONG, seed: int = 0, spread: float = 4.0) -> PreTrainedModel:
     """A tiny random model in fp32 with gains, biases and weights large enough for every write to matter."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = auto_class_of(kind).from_config(config_of(kind, head_dim=head_dim), dtype=torch.float32)
+    config = config_of(kind, head_dim=head_dim)
+    if kind == "evolla":  # the auto classes of this version refuse its configuration
+        model: PreTrainedModel = EvollaForProteinText2Text._from_config(config, dtype=torch.float32)
+    else:
+        model = auto_class_of(kind).from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not parameter.is_floating_point():
                 continue
             if parameter.ndim <= 1 or name.endswith("_bias"):
                 parameter.add_(0.3 * torch.randn_like(parameter))
-            else:
+            elif parameter.any():
                 parameter.mul_(spread)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()

@@ -12,6 +12,8 @@ from transformers.models.auto.modeling_auto import (
 
 CAUSAL = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 VISION_LANGUAGE = tuple(sorted(set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - set(CAUSAL)))
+MULTIMODAL = frozenset(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+"""Those whose checkpoints hold other towers beside the decoder; some stand in both lists."""
 
 _ENCODER = "an encoder (masked language model)"
 _ENCODER_DECODER = "an encoder-decoder"
@@ -33,6 +35,12 @@ OUT_OF_SCOPE: dict[str, str] = {
         ),
         _ENCODER_DECODER,
     ),
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"),
+        "a drafting helper: it runs on another model's activations, and takes no text",
+    ),
+    "diffusion_gemma": "a block-diffusion model (it denoises a canvas with bidirectional attention)",
+    "pi0": "a robot policy: it has no language head, and needs the robot's state",
     "trocr": "the decoder of an encoder-decoder",
     "cpmant": "not causal (bidirectional over the whole prompt)",
     "xlm": "an encoder (masked or translation language model)",

@@ -10,7 +10,9 @@ from transformers import AutoConfig, PreTrainedConfig
 HIDDEN, LAYERS, HEADS, KV_HEADS, VOCABULARY = 64, 4, 4, 2, 256
 
 _WIDTH = dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "embed_dim", "word_embed_proj_dim"), HIDDEN)
-_DEPTH = dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_blocks"), LAYERS)
+_DEPTH = dict.fromkeys(
+    ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_blocks"), LAYERS
+)
 _HEADS = {
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), HEADS),
     **dict.fromkeys(("decoder_attention_heads", "swa_num_attention_heads"), HEADS),
@@ -74,7 +76,7 @@ OTHER: dict[str, int] = {
 
 
 def shrunk(kind: str, head_dim: int, overrides: Mapping[str, Any]) -> PreTrainedConfig:
-    """The configuration of `kind` with every size reduced; `overrides` go last, and reach into nested configurations."""
+    """The configuration of `kind` with every size reduced; `overrides` go last, also into nested configurations."""
     default = AutoConfig.for_model(kind)
     return AutoConfig.for_model(kind, **_merged(_small(default, head_dim), overrides))
 

@@ -102,7 +102,7 @@ def compare(
 
 def _rows(model: EditableModel) -> list[Tensor]:
     from excise.errors import ModelError
-    from excise.model.survey import sample_tokens
+    from excise.model.inputs import sample_tokens
 
     try:
         encoded = model.template.encode(list(_PROMPTS))
@@ -114,8 +114,9 @@ def _rows(model: EditableModel) -> list[Tensor]:
 @torch.no_grad()
 def _logits(model: EditableModel, rows: list[Tensor]) -> Float[Tensor, "prompt vocabulary"]:
     """Logits of the first response token, one prompt at a time: no padding that could differ."""
-    hf_model: Any = model.hf_model
-    last = [hf_model(input_ids=row.to(model.device), use_cache=False).logits[0, -1] for row in rows]
+    from excise.model.inputs import run
+
+    last = [run(model.hf_model, row.to(model.device)).logits[0, -1] for row in rows]
     return torch.stack([logits.float().cpu() for logits in last])
 
 

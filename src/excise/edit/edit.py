@@ -135,8 +135,9 @@ class Edit:
                 continue
             at_layer = directions if isinstance(directions, Tensor) else directions.at_layer(writer.layer)
             basis = orthonormal(at_layer, hidden=survey.hidden)
-            basis = orthonormal(survey.at_writer(writer, basis), hidden=survey.hidden)
-            sites.append(SiteEdit(writer, (Projection(basis, value, norm),)))
+            basis = spanning(survey.at_writer(writer, basis))
+            if len(basis):
+                sites.append(SiteEdit(writer, (Projection(basis, value, norm),)))
         return cls(tuple(sites), survey.identity)
 
     @classmethod
@@ -214,6 +215,21 @@ def orthonormal(directions: Float[Tensor, ...], *, hidden: int) -> Float[Tensor,
         raise EditError("directions are zero, dependent or not finite", hint="check the activations they came from")
     signed: Tensor = (basis * diagonal.sign()).T
     return signed.float().contiguous()
+
+
+def spanning(rows: Float[Tensor, "rows hidden"], *, tolerance: float = 1e-6) -> Float[Tensor, "rank hidden"]:
+    """Orthonormal rows that span `rows`, which may depend on one another; fp32 on the CPU, computed in fp64.
+
+    Rows keep their order; one that lies in the span of those before it, up to `tolerance` of its length, adds nothing.
+    """
+    basis = rows.new_zeros((0, rows.shape[-1]), dtype=torch.float64)
+    for row in rows.detach().cpu().double():
+        rest = row - (basis @ row) @ basis
+        rest = rest - (basis @ rest) @ basis  # once more: the first pass leaves rounding of the size of the row
+        length = rest.norm()
+        if length > tolerance * row.norm():
+            basis = torch.cat([basis, (rest / length)[None]])
+    return basis.float().contiguous()
 
 
 def _strength_at(strength: Strength, writer: Writer) -> float:

@@ -17,6 +17,7 @@ from excise.errors import ModelError
 from excise.model import live, probe
 from excise.model.checkpoint import model_identity
 from excise.model.generate import generate
+from excise.model.inputs import text_module
 from excise.model.survey import Survey, survey
 from excise.model.template import ChatTemplate
 
@@ -75,15 +76,13 @@ class EditableModel:
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers; each returns the residual stream (or a tuple that starts with it)."""
-        layers = self.hf_model.get_submodule(self.survey.layers_path)
-        assert isinstance(layers, nn.ModuleList)
-        return layers
+        return nn.ModuleList(self.hf_model.get_submodule(name) for name in self.survey.layer_names)
 
     @property
     def tower(self) -> nn.Module:
         """The decoder stack without the LM head, called with the same arguments as the whole model."""
-        tower: nn.Module = self.hf_model.base_model
-        return tower
+        tower: Any = text_module(self.hf_model)
+        return tower.base_model if isinstance(tower, PreTrainedModel) else tower
 
     @cached_property
     def identity(self) -> ModelIdentity:

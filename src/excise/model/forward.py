@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from excise.errors import ModelError
+from excise.model.inputs import text_module
 from excise.progress import Progress, silent
 
 Rows = Sequence[Sequence[int]]
@@ -138,9 +139,10 @@ def forward(model: TokenModel, batch: Batch, *, logits: int = 0) -> Float[Tensor
 
 def last_logits(model: TokenModel, batch: Batch, last: int) -> Float[Tensor, "row last vocab"]:
     """Raw logits of the `last` positions of every row; nothing else goes through the LM head where that can be had."""
-    options: dict[str, Any] = {"logits_to_keep": last} if accepts(model.hf_model, "logits_to_keep") else {}
+    reader = text_module(model.hf_model)
+    options: dict[str, Any] = {"logits_to_keep": last} if accepts(reader, "logits_to_keep") else {}
     with torch.no_grad():
-        output = model.hf_model(**inputs_of(model.hf_model, batch), **options)
+        output = reader(**inputs_of(reader, batch), **options)
     kept: Tensor = output.logits[:, -last:]
     return kept
 

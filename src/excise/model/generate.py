@@ -27,6 +27,7 @@ from excise.model.forward import (
     rows_that_fit,
     run_in_batches,
 )
+from excise.model.inputs import text_module
 from excise.model.stock import TEXT_EVERY, generate_stock, up_to_end
 from excise.model.template import ChatTemplate
 from excise.progress import Progress, silent
@@ -188,7 +189,7 @@ class _Generation:
     """
 
     def __init__(self, model: TextModel, rows: Rows, ends: frozenset[int]) -> None:
-        self.model = model.hf_model
+        self.model: Any = text_module(model.hf_model)
         self.ends = ends
         self.alive = list(range(len(rows)))
         self.tokens: list[list[int]] = [[] for _ in rows]
@@ -261,7 +262,7 @@ def _probe_leaving(model: TextModel) -> bool:
     if not padding_is_exact(model):
         rows = [row[: len(rows[-1])] for row in rows]
     generation = _Generation(model, rows, frozenset())
-    if generation.cache is None or not accepts(model.hf_model, generation.cache_name):
+    if generation.cache is None or not accepts(text_module(model.hf_model), generation.cache_name):
         return False
     generation.step()
     generation.keep([0, 2])

@@ -10,7 +10,9 @@ What the walk concludes is never trusted alone: the probe (`excise.model.probe`)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +42,28 @@ _NONLINEAR = tuple(
     f"{kind}Backward"
     for kind in ("Sigmoid", "Silu", "Gelu", "Relu", "Tanh", "Softmax", "Exp", "Pow", "Clamp", "Cumsum", "Softplus")
 )
+_MIXING = ("ConvolutionBackward", "Cumsum")
+_ATTENTION = ("ScaledDotProduct", "FlexAttention", "Logsumexp")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GainStep:
-    """An elementwise factor between a write and the residual add; `centred`: a LayerNorm also removes the mean."""
+    """What happens to a write on its way to the residual add.
 
-    values: Float[Tensor, " hidden"] | None
-    parameter: str | None
+    values     the factor of every component; None where a norm has no gain, or the weights are not there to be read
+    parameter  the name of the gain
+    centred    whether a LayerNorm also removes the mean
+    part       the components that are written, where the stream is put together from several vectors
+    """
+
+    values: Float[Tensor, " hidden"] | None = None
+    parameter: str | None = None
     centred: bool = False
+    part: slice | None = None
+
+
+Path = tuple[GainStep, ...]
+"""What a write passes on its way to the stream, from the stream back to the write."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,7 @@ class Write:
     axis: int
     expert_axis: int | None
     bias: str | None
-    gains: tuple[GainStep, ...]
+    gains: Path
     routed: bool
     inputs: tuple[Node, ...]
 
@@ -75,56 +90,74 @@ class Blocked:
 
 @dataclass(frozen=True)
 class Walk:
-    """What one walk found: writes, blocked paths, and how the stream itself is carried through (its gains, if any)."""
+    """What one walk found.
+
+    carried   the paths by which the stream itself arrives: one without gains in most models
+    passed    the nodes that lie on the stream: where a sublayer that writes to it gets its input from
+    constant  whether something was added that is no parameter and does not depend on one
+    """
 
     writes: tuple[Write, ...]
     blocked: tuple[Blocked, ...]
-    carried: tuple[tuple[GainStep, ...], ...]
+    carried: tuple[Path, ...]
+    passed: frozenset[Node]
+    constant: bool
 
 
-def walk(output: Node | None, *, stream: Tensor | None, names: Mapping[int, str], hidden: int) -> Walk:
-    """Every write that reaches `output`, the node of a tensor (..., hidden) that was computed with gradients.
+def walk(outputs: Collection[Node], *, streams: Collection[Node], names: Mapping[int, str], hidden: int) -> Walk:
+    """Every write that reaches `outputs`, the nodes of tensors (..., hidden) that were computed with gradients.
 
-    stream  the layer's input, a leaf that requires grad; None where the walk starts at the embeddings
-    names   parameter name by `id` of the tensor
-    hidden  width of the residual stream
+    streams  where the walk ends: what computed the layer's input and the other layers' outputs
+    names    parameter name by `id` of the tensor
+    hidden   width of the residual stream
     """
-    return _Walker(stream, names, hidden).run(output)
+    return _Walker(frozenset(streams), names, hidden).run(outputs)
+
+
+_Todo = tuple[Node, Path, bool]
 
 
 class _Walker:
-    def __init__(self, stream: Tensor | None, names: Mapping[int, str], hidden: int) -> None:
-        self.stream, self.names, self.hidden = stream, names, hidden
+    def __init__(self, streams: frozenset[Node], names: Mapping[int, str], hidden: int) -> None:
+        self.streams, self.names, self.hidden = streams, names, hidden
         self.writes: list[Write] = []
         self.blocked: list[Blocked] = []
-        self.carried: list[tuple[GainStep, ...]] = []
+        self.carried: list[Path] = []
+        self.constant = False
         self.parameter_only: dict[Node, bool] = {}
+        self.steps: dict[tuple[Node, int], GainStep] = {}
 
-    def run(self, output: Node | None) -> Walk:
-        todo: list[tuple[Node, tuple[GainStep, ...], bool]] = [(node, (), False) for node in _present(output)]
-        seen: set[tuple[Node, tuple[int, ...]]] = set()
+    def run(self, outputs: Collection[Node]) -> Walk:
+        todo: list[_Todo] = [(node, (), False) for node in outputs]
+        seen: set[tuple[Node, Path]] = set()
         while todo:
             node, gains, routed = todo.pop()
-            key = (node, tuple(id(step) for step in gains))
-            if key not in seen:
-                seen.add(key)
+            if (node, gains) not in seen:
+                seen.add((node, gains))
                 todo.extend(self.step(node, gains, routed))
-        return Walk(tuple(self.writes), tuple(self.blocked), tuple(self.carried))
+        carried, passed = tuple(dict.fromkeys(self.carried)), frozenset(node for node, _ in seen)
+        return Walk(tuple(self.writes), tuple(self.blocked), carried, passed, self.constant)
 
-    def step(
-        self, node: Node, gains: tuple[GainStep, ...], routed: bool
-    ) -> Iterator[tuple[Node, tuple[GainStep, ...], bool]]:
+    def step(self, node: Node, gains: Path, routed: bool) -> Iterator[_Todo]:
         name = node.name()
-        if hasattr(node, "variable"):
+        if node in self.streams:
+            self.carried.append(gains)
+        elif hasattr(node, "variable"):
             self.leaf(node, gains, routed)
+        elif name.startswith("ConvolutionBackward") and (taps := self.taps(node)):
+            yield from self.filtered(node, taps, gains, routed)
         elif name.startswith((*_PRODUCTS, *_WEIGHT_FIRST, "EmbeddingBackward")):
-            self.product(node, gains, routed)
+            yield from self.product(node, gains, routed)
         elif name.startswith(_NORMS):
             yield from self.norm(node, gains, routed)
         elif name.startswith(("MulBackward", "DivBackward")):
             yield from self.scaling(node, gains, routed)
         elif name.startswith(("AddBackward", "SubBackward")):
             yield from self.addition(node, gains, routed)
+        elif name.startswith("CatBackward") and (parts := self.parts(node)):
+            yield from ((child, (*gains, step), routed) for child, step in parts)
+        elif name.startswith("WhereBackward"):
+            yield from ((child, gains, routed) for child in self.chosen(node))
         elif name.startswith(_NONLINEAR):
             self.blocked.append(
                 Blocked(f"a nonlinearity ({_short(name)}) lies between a write and the residual add", ())
@@ -134,16 +167,13 @@ class _Walker:
             for child in children_of(node):
                 yield child, gains, routed
 
-    def leaf(self, node: Node, gains: tuple[GainStep, ...], routed: bool) -> None:
+    def leaf(self, node: Node, gains: Path, routed: bool) -> None:
         variable = variable_of(node)
-        if self.stream is not None and variable is self.stream:
-            self.carried.append(gains)
-            return
         name = self.names.get(id(variable))
         if name is not None:  # a learned vector (or bank of vectors) that is added as it is
             self.writes.append(Write(node, name, variable.ndim - 1, None, None, gains, routed, ()))
 
-    def product(self, node: Node, gains: tuple[GainStep, ...], routed: bool) -> None:
+    def product(self, node: Node, gains: Path, routed: bool) -> Iterator[_Todo]:
         name = node.name()
         operands = [child for child, _ in node.next_functions]
         if name.startswith("EmbeddingBackward"):
@@ -163,9 +193,49 @@ class _Walker:
             ) or self.emit(
                 node, operands[left], lambda ndim: ndim - 2, bias_node, gains, routed, _present(operands[right])
             )
-        if not found:
+        carrier = None if found else self.mixed(node)
+        if carrier is not None:
+            yield carrier, gains, routed
+        elif not found:
             reason = f"a product of activations ({_short(name)}) reaches the residual stream without an output matrix"
             self.blocked.append(Blocked(reason, self.parameters_below(node)))
+
+    def mixed(self, node: Node) -> Node | None:
+        """What a product of two activations mixes along other axes than the residual one, which it leaves alone.
+
+        So do hyper-connections: (streams, streams) @ (streams, hidden).
+        """
+        places = next((place for kind, place in _PRODUCTS.items() if node.name().startswith(kind)), None)
+        shape = _shape(node, 0)
+        if places is None or len(shape) < 2:
+            return None
+        left, right, _ = places
+        for place, axis in ((right, -1), (left, -2)):
+            if shape[axis] == self.hidden and place is not None:
+                child, output = node.next_functions[place]
+                if child is not None and _shape(child, output)[axis] == self.hidden:
+                    return child
+        return None
+
+    def taps(self, node: Node) -> list[Tensor | None]:
+        """The taps of a depthwise convolution along the tokens, as one factor per component of the stream each."""
+        located = parameter_axes(node.next_functions[1][0])
+        groups = int(getattr(node, "_saved_groups", 1))
+        if located is None or groups == 1 or groups % self.hidden or located[0].numel() % groups:
+            return []
+        kernel = located[0].detach().reshape(groups // self.hidden, self.hidden, -1)
+        return [_vector(tap, self.hidden) for stream in kernel for tap in stream.unbind(dim=-1)]
+
+    def filtered(self, node: Node, taps: list[Tensor | None], gains: Path, routed: bool) -> Iterator[_Todo]:
+        """Behind a depthwise convolution the write is a sum over taps, so it passes each tap's factors on its own."""
+        inputs, weight, *bias = [child for child, _ in node.next_functions]
+        for child in bias:
+            if child is not None:
+                yield child, gains, routed
+        for index, values in enumerate(taps):
+            if inputs is not None:
+                step = self.steps.setdefault((node, index), GainStep(values, self.name_of(weight)))
+                yield inputs, (*gains, step), routed
 
     def emit(
         self,
@@ -173,7 +243,7 @@ class _Walker:
         operand: Node | None,
         output_axis: Any,
         bias: Node | None,
-        gains: tuple[GainStep, ...],
+        gains: Path,
         routed: bool,
         inputs: tuple[Node, ...],
     ) -> bool:
@@ -197,9 +267,7 @@ class _Walker:
         self.writes.append(Write(node, name, axis, expert_axis, bias_name, gains, routed, inputs))
         return True
 
-    def norm(
-        self, node: Node, gains: tuple[GainStep, ...], routed: bool
-    ) -> Iterator[tuple[Node, tuple[GainStep, ...], bool]]:
+    def norm(self, node: Node, gains: Path, routed: bool) -> Iterator[_Todo]:
         operands = [child for child, _ in node.next_functions]
         weight = getattr(node, "_saved_weight", None)
         centred = node.name().startswith("NativeLayerNorm")
@@ -209,11 +277,10 @@ class _Walker:
         if bias is not None:
             yield bias, gains, routed
         if operands[0] is not None:
-            yield operands[0], (*gains, GainStep(values, gain_name, centred)), routed
+            step = self.steps.setdefault((node, 0), GainStep(values, gain_name, centred))
+            yield operands[0], (*gains, step), routed
 
-    def scaling(
-        self, node: Node, gains: tuple[GainStep, ...], routed: bool
-    ) -> Iterator[tuple[Node, tuple[GainStep, ...], bool]]:
+    def scaling(self, node: Node, gains: Path, routed: bool) -> Iterator[_Todo]:
         """A product of two tensors: go on along the one that carries the stream, keep the other as gain or scale."""
         operands = [child for child, _ in node.next_functions]
         saved = (_saved(node, "self"), _saved(node, "other"))
@@ -221,16 +288,16 @@ class _Walker:
             carrier = operands[place]
             if carrier is None or self.only_parameters(carrier):
                 continue
-            kind = self.factor_kind(operands[factor], saved[factor])
+            kind = self.factor_kind(node.next_functions[factor], saved[factor])
             if kind == "scale":
                 yield carrier, gains, routed
                 return
             if kind == "gain":
-                values = saved[factor]
-                assert values is not None
-                step = GainStep(_vector(values, self.hidden), self.name_of(operands[factor]))
-                if node.name().startswith("DivBackward") and step.values is not None:
-                    step = GainStep(step.values.reciprocal(), step.parameter)
+                kept = saved[factor]
+                values = None if kept is None else _vector(kept, self.hidden)
+                if values is not None and node.name().startswith("DivBackward"):
+                    values = values.reciprocal()
+                step = self.steps.setdefault((node, 0), GainStep(values, self.name_of(operands[factor])))
                 yield carrier, (*gains, step), routed
                 return
         if all(operand is None or self.only_parameters(operand) for operand in operands):
@@ -241,21 +308,42 @@ class _Walker:
         reason = "a write is multiplied elementwise by a gate that depends on the input"
         self.blocked.append(Blocked(reason, self.parameters_below(node)))
 
-    def factor_kind(self, operand: Node | None, value: Tensor | None) -> str:
+    def factor_kind(self, operand: tuple[Node | None, int], value: Tensor | None) -> str:
         """`scale`: the same number for the whole residual axis; `gain`: fixed per component; `gate`: neither."""
-        if value is None:
-            # autograd keeps no copy of python scalars; a tensor operand it did not keep carries no gradient to us
-            return "scale" if operand is None else "gate"
-        if value.ndim == 0 or value.shape[-1] == 1:
+        node, output = operand
+        shape = value.shape if node is None and value is not None else None if node is None else _shape(node, output)
+        if not shape or shape[-1] == 1:  # autograd keeps no copy of python scalars
             return "scale"
-        fixed = operand is None or self.only_parameters(operand)
-        return "gain" if fixed and value.numel() == self.hidden else "gate"
+        fixed = node is None or self.only_parameters(node)
+        return "gain" if fixed and math.prod(shape) == self.hidden else "gate"
 
-    def addition(
-        self, node: Node, gains: tuple[GainStep, ...], routed: bool
-    ) -> Iterator[tuple[Node, tuple[GainStep, ...], bool]]:
+    def parts(self, node: Node) -> list[tuple[Node, GainStep]]:
+        """The vectors that are put side by side into one of the stream's width, and where each of them lies."""
+        shape, at = _shape(node, 0), 0
+        if shape[-1] != self.hidden or _signed(node._saved_dim) not in (-1, len(shape) - 1):  # type: ignore[attr-defined]
+            return []
+        found = []
+        for index, (child, output) in enumerate(node.next_functions):
+            if child is None:
+                return []
+            width = _shape(child, output)[-1]
+            step = self.steps.setdefault((node, index), GainStep(part=slice(at, at + width)))
+            found.append((child, step))
+            at += width
+        return found if at == self.hidden else []
+
+    def chosen(self, node: Node) -> list[Node]:
+        """What a choice by a mask takes; the other side, where the mask never asks for it, writes nothing."""
+        condition = getattr(node, "_saved_condition", None)
+        one, other = (child for child, _ in node.next_functions)
+        if condition is not None and not condition.is_meta:
+            one, other = (one if condition.any() else None), (None if condition.all() else other)
+        return [child for child in (one, other) if child is not None]
+
+    def addition(self, node: Node, gains: Path, routed: bool) -> Iterator[_Todo]:
         """Both terms are followed; a parameter beside a single product is that product's bias."""
         children = children_of(node)
+        self.constant = self.constant or len(children) < len(node.next_functions)
         biases = [child for child in children if self.only_parameters(child) and parameter_axes(child) is not None]
         products = [child for child in children if child not in biases]
         if len(biases) == 1 and len(products) == 1:
@@ -263,8 +351,8 @@ class _Walker:
             located = parameter_axes(biases[0])
             before, blocked = len(self.writes), len(self.blocked)
             if product is not None and located is not None and product.name().startswith(tuple(_PRODUCTS)):
-                self.product(product, gains, routed)
-                if len(self.writes) == before + 1 and self.writes[-1].bias is None:
+                carriers = list(self.product(product, gains, routed))
+                if not carriers and len(self.writes) == before + 1 and self.writes[-1].bias is None:
                     write = self.writes.pop()
                     bias = self.names.get(id(located[0]))
                     self.writes.append(Write(**{**vars(write), "bias": bias}))
@@ -296,47 +384,68 @@ class _Walker:
             return None
         return next(iter(self.parameters_below(node)), None)
 
-    def parameters_below(self, node: Node, limit: int = 8) -> tuple[str, ...]:
-        stack, visited = [node], set()
-        names: list[str] = []
-        while stack and len(names) < limit:
-            current = stack.pop()
-            if current in visited:
-                continue
-            visited.add(current)
+    def parameters_below(self, node: Node, limit: int = 3) -> tuple[str, ...]:
+        """The parameters that `node` was computed from, nearest first."""
+        queue, visited = deque([node]), {node}
+        names: dict[str, None] = {}
+        while queue and len(names) < limit:
+            current = queue.popleft()
             if hasattr(current, "variable"):
                 name = self.names.get(id(variable_of(current)))
-                if name is not None and name not in names:
-                    names.append(name)
-            stack.extend(children_of(current))
+                names |= {} if name is None else {name: None}
+            new = [child for child in children_of(current) if child not in visited]
+            visited.update(new)
+            queue.extend(new)
         return tuple(names)
 
 
-def mixes_tokens(write: Write, writes: frozenset[Node]) -> str:
-    """How the input of a write came about: `softmax` attention, another token `mixer`, or `none`.
+def mixes_tokens(write: Write, stream: Collection[Node]) -> str:
+    """How the input of a write came about: `softmax` attention, another token `mixer`, another `nonlinear` function, or
+    `linear`ly.
 
-    The walk stops at other writes (`writes`: their nodes), so that a parallel or later sublayer is judged by its own.
+    The walk goes outwards from the write, so that the nearest mixing counts, and stops where the sublayer's input comes
+    from (`stream`: nodes on the stream, and other writes), so that another sublayer does not.
     """
-    stack, visited, mixed = list(write.inputs), set(), "none"
-    while stack:
-        node = stack.pop()
-        if node in visited or node in writes:
+    queue, visited, kind = deque(write.inputs), set(write.inputs), "linear"
+    selected: set[int] = set()
+    while queue:
+        node = queue.popleft()
+        if node in stream:
             continue
-        visited.add(node)
         name = node.name()
-        if name.startswith(("ScaledDotProduct", "FlexAttention")) or "Softmax" in name:
+        if name.startswith(_ATTENTION) or "Softmax" in name:
             return "softmax"
-        operands = [child for child, _ in node.next_functions]
-        if name.startswith(("Convolution", "Cumsum", "BmmBackward")) and not any(parameter_axes(o) for o in operands):
-            mixed = "mixer"
-        if name.startswith(("ConvolutionBackward", "CumsumBackward")):
-            mixed = "mixer"
-        stack.extend(children_of(node))
-    return mixed
+        if name.startswith("BmmBackward") and not _weighs(node):
+            factors = [through_views(child) for child in children_of(node)]
+            return "softmax" if any(factor and "Softmax" in factor.name() for factor in factors) else "mixer"
+        if name.startswith(_MIXING):
+            return "mixer"
+        if name.startswith("SelectBackward"):
+            selected.add(int(getattr(node, "_saved_index")))  # noqa: B009 - a C++ attribute
+        kind = "nonlinear" if name.startswith(_NONLINEAR) else kind
+        new = [child for child in children_of(node) if child not in visited]
+        visited.update(new)
+        queue.extend(new)
+    return "mixer" if len(selected) > 2 else kind  # a loop over tokens selects them one by one
+
+
+def _weighs(node: Node) -> bool:
+    """Whether one factor of a product is a parameter."""
+    return any(parameter_axes(operand) for operand, _ in node.next_functions)
 
 
 def _present(node: Node | None) -> tuple[Node, ...]:
     return () if node is None else (node,)
+
+
+def _shape(node: Node, output: int) -> tuple[int, ...]:
+    """The shape of what a node computed, as its `output`-th result."""
+    return tuple(node._input_metadata[output].shape)
+
+
+def _signed(value: int) -> int:
+    """A dimension as autograd keeps it: negative ones are stored unsigned."""
+    return value - 2**64 if value >= 2**63 else value
 
 
 def _saved(node: Node, name: str) -> Tensor | None:
@@ -345,11 +454,11 @@ def _saved(node: Node, name: str) -> Tensor | None:
 
 
 def _vector(values: Tensor, hidden: int) -> Tensor | None:
-    return values.detach().float().reshape(-1).cpu() if values.numel() == hidden else None
+    return None if values.numel() != hidden or values.is_meta else values.detach().float().reshape(-1).cpu()
 
 
 def _short(name: str) -> str:
     return name.partition("Backward")[0]
 
 
-__all__ = ["Blocked", "GainStep", "Walk", "Write", "mixes_tokens", "walk"]
+__all__ = ["Blocked", "GainStep", "Path", "Walk", "Write", "mixes_tokens", "walk"]

@@ -16,8 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from excise.edit import Edit
+from excise.model.inputs import run, sample_tokens
 from excise.model.live import applied
-from excise.model.survey import Survey, attached, run, sample_tokens, stream_in, stream_of
+from excise.model.survey import Survey
+from excise.model.trace import attached, streams_in, streams_of
 
 # What rounding alone leaves, with a margin: fully covered models show 1e-7 in fp32, 1e-3 to 6e-3 in bf16.
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -36,38 +38,57 @@ def leak(
         direction = torch.randn(survey.hidden, generator=torch.Generator().manual_seed(seed))
     edit = Edit.project(survey, direction, strength=1.0, embedding=True)
     with in_float32(model), applied(model, edit):
-        return exposure(model, survey, direction, seed=seed)
+        return exposure(model, survey, direction, seed=seed, varying=True)
 
 
 @torch.no_grad()
-def exposure(model: nn.Module, survey: Survey, direction: Float[Tensor, " hidden"], *, seed: int = 0) -> float:
-    """The largest |v·h| / ‖h‖ of a direction in the residual stream as the model stands (no edit is applied here)."""
-    tokens = sample_tokens(model, rows=4, length=64, seed=seed + 1)
+def exposure(
+    model: nn.Module, survey: Survey, direction: Float[Tensor, " hidden"], *, seed: int = 0, varying: bool = False
+) -> float:
+    """The largest |v·h| / ‖h‖ of a direction in the residual stream as the model stands (no edit is applied here).
+
+    varying  leave out what a table that is not learned adds to the embeddings (`survey.fixed`): the component that the
+             embeddings of another row have at the same position
+    """
+    tokens = _probe_tokens(model, survey, seed)
     unit = torch.nn.functional.normalize(direction.detach().float().cpu(), dim=0)
     shares: list[Tensor] = []
+    constant: list[Tensor] = []
 
-    def note(stream: Tensor | None) -> None:
-        if stream is not None:
-            exact = stream.float()
-            along = (exact @ unit.to(exact.device)).abs() / exact.norm(dim=-1).clamp_min(
-                torch.finfo(torch.float32).tiny
-            )
-            shares.append(along.max().cpu())
+    def note(stream: Tensor) -> None:
+        exact = stream.float()
+        if exact.shape[-1] != len(unit):  # several streams side by side
+            exact = exact.unflatten(-1, (-1, len(unit)))
+        along, length = exact @ unit.to(exact.device), exact.norm(dim=-1)
+        if varying and survey.fixed and along.shape == tokens.shape:
+            if not constant:
+                constant.append(along.flip(0))
+            along = along - constant[0].to(along.device)
+        shares.append((along.abs() / length.clamp_min(torch.finfo(torch.float32).tiny)).max().cpu())
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        note(stream_in(args, kwargs))
+        for stream in streams_in(args, kwargs):
+            note(stream)
 
     def after(_: nn.Module, __: Any, output: Any) -> None:
-        note(stream_of(output))
+        for stream in streams_of(output):
+            note(stream)
 
-    layers = model.get_submodule(survey.layers_path)
-    assert isinstance(layers, nn.ModuleList)
     with ExitStack() as stack:
-        stack.enter_context(attached(layers[0].register_forward_pre_hook(before, with_kwargs=True)))
-        for layer in layers:
+        for index, name in enumerate(survey.layer_names):
+            layer = model.get_submodule(name)
+            if index == 0:
+                stack.enter_context(attached(layer.register_forward_pre_hook(before, with_kwargs=True)))
             stack.enter_context(attached(layer.register_forward_hook(after)))
         run(model, tokens)
     return float(torch.stack(shares).max())
+
+
+def _probe_tokens(model: nn.Module, survey: Survey, seed: int) -> Tensor:
+    """A few tokens, which on a CPU cost hardly more than reading the weights; more where experts are separate modules,
+    each of which must be visited."""
+    separate = any(writer.role == "expert" and writer.expert_axis is None for writer in survey.writers)
+    return sample_tokens(model, rows=4 if separate else 2, length=64 if separate else 8, seed=seed + 1)
 
 
 def tolerance(model: nn.Module) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from excise.model.forward import Rows, TokenModel, pad_id, pad_left
+from excise.model.inputs import text_module
 
 TEXT_EVERY = 8  # tokens between two looks at the decoded text
 Ended = Callable[[Rows], list[bool]]
@@ -30,8 +31,9 @@ def generate_stock(
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=max_tokens, eos_token_id=sorted(ends) or None, pad_token_id=pad_id(model)
     )
-    with _generation_settings(model.hf_model, settings):
-        output = model.hf_model.generate(
+    reader: Any = text_module(model.hf_model)
+    with _generation_settings(reader, settings):
+        output = reader.generate(
             batch.input_ids,
             attention_mask=batch.attention_mask,
             stopping_criteria=StoppingCriteriaList([criterion] if criterion else []),

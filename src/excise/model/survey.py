@@ -1,25 +1,27 @@
 """The survey: every writer of a model's residual stream, found without a table of module names.
 
-One forward pass with gradients on a few tokens; each decoder layer's input is cut from the graph, so that the walk of
-`excise.model.graph` sees one layer at a time. The probe (`excise.model.probe`) then proves the result numerically.
+One forward pass with gradients on a few tokens (`excise.model.trace`), from which the decoder layers are told
+(`excise.model.stack`); from the output of each the graph is walked back to its input (`excise.model.graph`). The probe
+(`excise.model.probe`) then proves the result numerically.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.utils.hooks import RemovableHandle
 
 from excise.edit import EMBEDDING_LAYER, ModelIdentity, Role, Writer
 from excise.errors import SurveyError
-from excise.model.graph import GainStep, Walk, Write, mixes_tokens, walk
+from excise.model.graph import Path, Walk, Write, mixes_tokens, walk
+from excise.model.inputs import run, sample_tokens
+from excise.model.stack import Stack, find_stack, token_axis
+from excise.model.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,33 @@ class Unresolved:
 class Survey:
     """What writes to the residual stream of a model.
 
-    layers       number of decoder layers; `layers_path` is the module that holds them
+    layer_names  the decoder layers, by module name
     hidden       width of the residual stream
     writers      every parameter whose product is added to it, embeddings first
     unresolved   what was seen and cannot be edited exactly (empty for a model that is fully covered)
-    gains        what lies between a post-norm writer and the residual add, by parameter name
+    paths        by parameter name, what its write passes on its way to the outputs of its own layer and of all later
+                 ones; missing where that is nothing but the residual add
+    fixed        whether something that is not learned (a table of sinusoids) is added to the embeddings: it stays, the
+                 same for every prompt
     """
 
-    layers: int
-    layers_path: str
+    layer_names: tuple[str, ...]
     hidden: int
     writers: tuple[Writer, ...]
     unresolved: tuple[Unresolved, ...]
     identity: ModelIdentity
-    gains: Mapping[str, tuple[GainStep, ...]] = field(repr=False, default_factory=dict)
+    paths: Mapping[str, tuple[Path, ...]] = field(repr=False, default_factory=dict)
+    fixed: bool = False
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.layer_names)
+
+    @property
+    def layers_path(self) -> str:
+        """The module list that holds the first decoder layer; in most models it holds them all."""
+        return self.layer_names[0].rpartition(".")[0]
 
     @property
     def coverage(self) -> float:
@@ -56,19 +71,15 @@ class Survey:
         total = len(self.writers) + len(self.unresolved)
         return len(self.writers) / total if total else 0.0
 
-    def at_writer(self, writer: Writer, directions: Float[Tensor, "rank hidden"]) -> Float[Tensor, "rank hidden"]:
-        """The directions to remove from the writer's output so that its *write* loses `directions`.
+    def at_writer(self, writer: Writer, directions: Float[Tensor, "rank hidden"]) -> Float[Tensor, "rows hidden"]:
+        """The directions to remove from the writer's output so that its *write* loses `directions` for good.
 
         Behind a gained norm the write is g ⊙ u/rms(u), so r·write = 0 needs (g ⊙ r)·u = 0; a LayerNorm also removes the
-        mean of u. Not normalised.
+        mean of u. Where a write goes several ways (the taps of a convolution, or a stream that is itself normalised by
+        every later layer), each way asks for a direction of its own. Not normalised.
         """
-        at_output = directions.detach().float().cpu()
-        for step in self.gains.get(writer.parameter, ()):
-            if step.values is not None:
-                at_output = at_output * step.values
-            if step.centred:
-                at_output = at_output - at_output.mean(dim=-1, keepdim=True)
-        return at_output
+        at_stream = directions.detach().float().cpu()
+        return torch.cat([_before(path, at_stream) for path in self.paths.get(writer.parameter, ((),))])
 
     def without(self, parameter: str) -> Survey:
         """The survey with one writer missing: for tests that the probe notices."""
@@ -82,197 +93,160 @@ def survey(model: nn.Module, *, identity: ModelIdentity) -> Survey:
     can be seen, or the model looks at later tokens (it is not a causal language model).
     """
     tokens = sample_tokens(model)
+    tokens[1:] = tokens[:1]
+    tokens[1, -1] = tokens[0, 0]  # rows that differ in their last token alone show whether the model is causal
     with _evaluating(model):
-        path, layers = find_layers(model, tokens)
-        _check_causal(model, layers, tokens)
-        trace = _Trace.record(model, layers, tokens)
-    hidden = trace.hidden
-    names = _names(model)
-    walks = trace.walks(names, hidden)
-    writes_by_layer = {layer: result.writes for layer, result in walks.items()}
-    nodes = frozenset(write.node for writes in writes_by_layer.values() for write in writes)
-    writers: dict[str, Writer] = {}
-    gains: dict[str, tuple[GainStep, ...]] = {}
-    for layer, writes in sorted(writes_by_layer.items()):
-        attached = {write.bias for write in writes}
-        for write in writes:
+        trace = Trace.record(model, tokens)
+        stack = find_stack(model, trace, tokens)
+        if not all(call.whole for call in stack.calls):
+            trace = Trace.record(model, tokens, always=True)
+            stack = find_stack(model, trace, tokens)
+        _check_causal(model, stack, tokens)
+    return _Assembly(model, trace, stack).result(identity)
+
+
+class _Assembly:
+    """Walks every layer, and puts together what the walks found."""
+
+    def __init__(self, model: nn.Module, trace: Trace, stack: Stack) -> None:
+        self.model, self.trace, self.stack = model, trace, stack
+        self.names = _names(model)
+        self.place = {name: index for index, name in enumerate(stack.layers)}
+        self.writers: dict[str, Writer] = {}
+        self.paths: dict[str, dict[Path, None]] = {}
+        self.unresolved: list[Unresolved] = []
+        self.stream: frozenset[Node] = frozenset()
+
+    def result(self, identity: ModelIdentity) -> Survey:
+        walks = [(self.before(number), self.inside(number)) for number in range(len(self.stack.calls))]
+        self.stream = frozenset(node for pair in walks for found in pair for node in found.passed)
+        walks = [
+            (self.plainly(number, before), self.plainly(number, inside))
+            for number, (before, inside) in enumerate(walks)
+        ]
+        later = _later_paths(walks)
+        for number, (before, inside) in enumerate(walks):
+            layer = self.place[self.stack.calls[number].layer]
+            first = not before.carried  # no layer comes before it: these are the embeddings
+            through = [path + step for path in later[number] for step in inside.carried]
+            self.take(before, layer, [(), *through] if first else through, first=first)
+            self.take(inside, layer, later[number], first=False)
+        for name in self.stack.idle:
+            self.unresolved.append(Unresolved(self.place[name], (), "the layer was not run on text: not surveyed"))
+        if not any(inside.carried for _, inside in walks):
+            self.unresolved.append(Unresolved(0, (), "no layer carries its input through: no residual stream"))
+        return Survey(
+            layer_names=self.stack.layers,
+            hidden=self.stack.hidden,
+            writers=tuple(sorted(self.writers.values(), key=lambda writer: writer.layer)),
+            unresolved=tuple(dict.fromkeys(self.unresolved)),
+            identity=identity,
+            paths={name: tuple(paths) for name, paths in self.paths.items() if tuple(paths) != ((),)},
+            fixed=walks[0][0].constant,
+        )
+
+    def plainly(self, number: int, found: Walk) -> Walk:
+        """The walk with one way for the stream itself. Where it goes on in two, as it is and behind a gain, what was
+        removed from it comes back with every layer: no finite number of directions would do."""
+        if len(found.carried) < 2:
+            return found
+        gains = dict.fromkeys(step.parameter for path in found.carried for step in path if step.parameter is not None)
+        reason = "the layer adds its input once more behind a gained norm: a direction that was removed comes back"
+        self.unresolved.append(Unresolved(self.place[self.stack.calls[number].layer], tuple(gains), reason))
+        return replace(found, carried=(min(found.carried, key=len),))
+
+    def inside(self, number: int) -> Walk:
+        """From a layer's outputs back to its inputs, or to what other layers gave out."""
+        call = self.stack.calls[number]
+        ends = {node for other in self.stack.calls for node in (*other.sources, *other.results)}
+        return self.walk(call.results, ends - set(call.results))
+
+    def before(self, number: int) -> Walk:
+        """From a layer's inputs back to what earlier layers gave out: the embeddings, or what is added in between."""
+        ends = {node for other in self.stack.calls[:number] for node in other.results}
+        return self.walk(self.stack.calls[number].sources, ends)
+
+    def walk(self, starts: Collection[Node], ends: Collection[Node]) -> Walk:
+        return walk(starts, streams=ends, names=self.names, hidden=self.stack.hidden)
+
+    def take(self, found: Walk, layer: int, later: list[Path], *, first: bool) -> None:
+        """Record the writes of one walk; `later` are the ways from its output on."""
+        attached = {write.bias for write in found.writes}
+        for write in sorted(found.writes, key=lambda write: len(write.gains)):
             if write.parameter in attached:
                 continue
-            role = _role(layer, write, nodes)
-            for writer in _with_siblings(_writer(model, layer, role, write, trace, names, hidden), model, path):
-                writers.setdefault(writer.parameter, writer)
-                gains.setdefault(writer.parameter, write.gains)
-    return Survey(
-        layers=len(layers),
-        layers_path=path,
-        hidden=hidden,
-        writers=tuple(writers.values()),
-        unresolved=tuple(_unresolved(walks)),
-        identity=identity,
-        gains={name: steps for name, steps in gains.items() if steps},
-    )
+            for writer in _with_siblings(self.writer(layer, write, first), self.model, self.stack.layers):
+                self.writers.setdefault(writer.parameter, writer)
+                ways = self.paths.setdefault(writer.parameter, {})
+                ways |= dict.fromkeys(path + write.gains for path in later)
+        self.unresolved += [Unresolved(layer, blocked.parameters, blocked.reason) for blocked in found.blocked]
 
-
-def sample_tokens(model: nn.Module, *, rows: int = 2, length: int = 16, seed: int = 0) -> Int[Tensor, "rows length"]:
-    """Random ordinary tokens for a forward pass: no special or image tokens."""
-    config: Any = model.config
-    text_config = config.get_text_config()
-    settings = {**config.to_dict(), **text_config.to_dict()}
-    special = {value for key, value in settings.items() if "token_id" in key and isinstance(value, int)}
-    upper = min(text_config.vocab_size, 4096)
-    allowed = torch.tensor([token for token in range(min(3, upper - 1), upper) if token not in special])
-    choice = torch.randint(len(allowed), (rows, length), generator=torch.Generator().manual_seed(seed))
-    return allowed[choice].to(next(model.parameters()).device)
-
-
-def find_layers(model: nn.Module, tokens: Int[Tensor, "rows length"]) -> tuple[str, nn.ModuleList]:
-    """The decoder layers: the longest list of modules that a text-only forward pass runs one after the other, each on a
-    floating tensor (rows, length, width) that comes out with the same shape."""
-    calls: dict[str, list[int]] = {}
-    lists = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
-    }
-
-    def watch(name: str, index: int) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            before, after = stream_in(args, kwargs), stream_of(output)
-            if before is not None and after is not None and before.shape == after.shape and before.ndim == 3:
-                calls.setdefault(name, []).append(index)
-
-        return hook
-
-    with ExitStack() as stack, torch.no_grad():
-        for name, modules in lists.items():
-            for index, module in enumerate(modules):
-                stack.enter_context(attached(module.register_forward_hook(watch(name, index), with_kwargs=True)))
-        run(model, tokens)
-    chains = {name: indices for name, indices in calls.items() if indices == list(range(len(lists[name])))}
-    if not chains:
-        seen = ", ".join(sorted(lists)) or "none"
-        raise SurveyError(
-            f"no chain of decoder layers was seen in {type(model).__name__} (module lists: {seen})",
-            hint="open an issue with the model's config.json",
+    def writer(self, layer: int, write: Write, first: bool) -> Writer:
+        role = _role(write, self.stream - {write.node}, first=first)
+        return Writer(
+            parameter=write.parameter,
+            layer=EMBEDDING_LAYER if role == "embedding" else layer,
+            role=role,
+            axis=write.axis,
+            expert_axis=write.expert_axis,
+            bias=write.bias,
+            gain=next((step.parameter for step in write.gains if step.parameter is not None), None),
+            module=self.hook_place(write),
+            tied=_aliases(self.model, write.parameter),
         )
-    path = max(chains, key=lambda name: (len(chains[name]), -len(name)))
-    return path, lists[path]
+
+    def hook_place(self, write: Write) -> str | None:
+        """The module that owns the parameter, if what it returns is this write and nothing else; else None."""
+        owner = write.parameter.rpartition(".")[0]
+        node, width = self.trace.owned.get(owner, (None, 0))
+        if node is None or width != self.stack.hidden:
+            return None
+        inner = self.walk([node], ())
+        found = {(inside.parameter, inside.bias) for inside in inner.writes}
+        plain = not inner.blocked and not any(inside.gains for inside in inner.writes)
+        return owner if plain and found == {(write.parameter, write.bias)} else None
 
 
-def stream_of(output: Any) -> Tensor | None:
-    """The residual stream in what a decoder layer returns: the tensor itself, or the first item of a tuple."""
-    if isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    return output if isinstance(output, Tensor) and output.is_floating_point() else None
+def _later_paths(walks: list[tuple[Walk, Walk]]) -> list[list[Path]]:
+    """For every call, the ways from its output to itself and to all later outputs, without repetition.
+
+    One that is empty in most models: nothing but additions happens to the stream itself.
+    """
+    later: list[list[Path]] = [[()]]
+    for before, inside in reversed(walks[1:]):
+        steps = [one + other for one in inside.carried or ((),) for other in before.carried or ((),)]
+        later.append(list(dict.fromkeys([(), *(path + step for path in later[-1] for step in steps)])))
+    return later[::-1]
 
 
-class _Trace:
-    """One forward pass with gradients: the input and output of every layer, and the outputs of parameter owners."""
-
-    def __init__(self) -> None:
-        # Nodes are kept rather than tensors: a later in-place addition would replace a tensor's own node.
-        self.embedded: Node | None = None
-        self.inputs: dict[int, Tensor] = {}
-        self.outputs: dict[int, Node | None] = {}
-        self.owned: dict[str, tuple[Node | None, int]] = {}
-
-    @classmethod
-    def record(cls, model: nn.Module, layers: nn.ModuleList, tokens: Int[Tensor, "rows length"]) -> _Trace:
-        trace = cls()
-
-        def before(index: int) -> Any:
-            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                stream = stream_in(args, kwargs)
-                assert stream is not None
-                if index == 0:
-                    trace.embedded = stream.grad_fn
-                cut = stream.detach().requires_grad_(True)
-                trace.inputs[index] = cut
-                if args and args[0] is stream:
-                    return (cut, *args[1:]), kwargs
-                return args, {key: cut if value is stream else value for key, value in kwargs.items()}
-
-            return hook
-
-        def after(index: int) -> Any:
-            def hook(_: nn.Module, __: Any, output: Any) -> None:
-                stream = stream_of(output)
-                assert stream is not None
-                trace.outputs[index] = stream.grad_fn
-
-            return hook
-
-        def own(name: str) -> Any:
-            def hook(_: nn.Module, __: Any, output: Any) -> None:
-                if isinstance(output, Tensor) and output.ndim:
-                    trace.owned[name] = (output.grad_fn, output.shape[-1])
-
-            return hook
-
-        with ExitStack() as stack, torch.enable_grad():
-            for parameter in model.parameters():
-                if parameter.is_floating_point() and not parameter.requires_grad:
-                    parameter.requires_grad_(True)
-                    stack.callback(parameter.requires_grad_, False)
-            for index, layer in enumerate(layers):
-                stack.enter_context(attached(layer.register_forward_pre_hook(before(index), with_kwargs=True)))
-                stack.enter_context(attached(layer.register_forward_hook(after(index))))
-            for name, module in model.named_modules():
-                if next(module.parameters(recurse=False), None) is not None:
-                    stack.enter_context(attached(module.register_forward_hook(own(name))))
-            run(model, tokens)
-        return trace
-
-    @property
-    def hidden(self) -> int:
-        return self.inputs[0].shape[-1]
-
-    def walks(self, names: Mapping[int, str], hidden: int) -> dict[int, Walk]:
-        walks = {
-            index: walk(self.outputs[index], stream=self.inputs[index], names=names, hidden=hidden)
-            for index in self.inputs
-        }
-        if self.embedded is not None:
-            walks[EMBEDDING_LAYER] = walk(self.embedded, stream=None, names=names, hidden=hidden)
-        return walks
+def _before(path: Path, directions: Float[Tensor, "rank hidden"]) -> Float[Tensor, "rank hidden"]:
+    """The directions as they are where a path begins."""
+    for step in path:
+        if step.part is not None:
+            directions = directions[..., step.part]
+        if step.values is not None:
+            directions = directions * step.values
+        if step.centred:
+            directions = directions - directions.mean(dim=-1, keepdim=True)
+    return directions
 
 
-def _writer(
-    model: nn.Module, layer: int, role: Role, write: Write, trace: _Trace, names: Mapping[int, str], hidden: int
-) -> Writer:
-    return Writer(
-        parameter=write.parameter,
-        layer=layer,
-        role=role,
-        axis=write.axis,
-        expert_axis=write.expert_axis,
-        bias=write.bias,
-        gain=next((step.parameter for step in write.gains if step.parameter is not None), None),
-        module=_hook_place(write, trace, names, hidden),
-        tied=_aliases(model, write.parameter),
-    )
+_ROLES: Mapping[str, Role] = {"softmax": "attention", "mixer": "mixer", "nonlinear": "mlp", "linear": "mlp"}
 
 
-def _hook_place(write: Write, trace: _Trace, names: Mapping[int, str], hidden: int) -> str | None:
-    """The module that owns the parameter, if what it returns is this write and nothing else; else None."""
-    owner = write.parameter.rpartition(".")[0]
-    node, width = trace.owned.get(owner, (None, 0))
-    if node is None or width != hidden:
-        return None
-    inner = walk(node, stream=None, names=names, hidden=hidden)
-    found = {(inside.parameter, inside.bias) for inside in inner.writes}
-    plain = not inner.blocked and not any(inside.gains for inside in inner.writes)
-    return owner if plain and found == {(write.parameter, write.bias)} else None
-
-
-def _role(layer: int, write: Write, nodes: frozenset[Node]) -> Role:
-    if layer == EMBEDDING_LAYER:
+def _role(write: Write, stream: frozenset[Node], *, first: bool) -> Role:
+    """`first`: whether the write comes before all layers. What is linear there is part of the embeddings."""
+    if write.node.name().startswith("Embedding"):
+        return "embedding"
+    kind = mixes_tokens(write, stream)
+    if first and kind == "linear":
         return "embedding"
     if write.expert_axis is not None or write.routed:
         return "expert"
-    mixing = mixes_tokens(write, nodes - {write.node})
-    return "attention" if mixing == "softmax" else "mixer" if mixing == "mixer" else "mlp"
+    return _ROLES[kind]
 
 
-def _with_siblings(writer: Writer, model: nn.Module, layers_path: str) -> list[Writer]:
+def _with_siblings(writer: Writer, model: nn.Module, layers: tuple[str, ...]) -> list[Writer]:
     """The writer and, for an expert in a list of modules, the same parameter of every other expert in that list.
 
     The survey's few tokens do not visit every expert.
@@ -282,11 +256,10 @@ def _with_siblings(writer: Writer, model: nn.Module, layers_path: str) -> list[W
     parts = writer.parameter.split(".")
     parameters = dict(model.named_parameters())
     for place in range(len(parts) - 2, 0, -1):
-        prefix = ".".join(parts[:place])
-        bank = model.get_submodule(prefix) if parts[place].isdigit() and prefix != layers_path else None
+        prefix, mine = ".".join(parts[:place]), ".".join(parts[: place + 1])
+        bank = model.get_submodule(prefix) if parts[place].isdigit() and mine not in layers else None
         if not isinstance(bank, nn.ModuleList):
             continue
-        mine = f"{prefix}.{parts[place]}"
         renamed = [_move(writer, mine, f"{prefix}.{index}") for index in range(len(bank))]
         shape = parameters[writer.parameter].shape
         return [other for other in renamed if getattr(parameters.get(other.parameter), "shape", None) == shape]
@@ -299,19 +272,6 @@ def _move(writer: Writer, old: str, new: str) -> Writer:
 
     parameter = new + writer.parameter.removeprefix(old)
     return replace(writer, parameter=parameter, bias=rename(writer.bias), module=rename(writer.module))
-
-
-def _unresolved(walks: Mapping[int, Walk]) -> list[Unresolved]:
-    found = []
-    for layer, result in sorted(walks.items()):
-        found += [Unresolved(layer, blocked.parameters, blocked.reason) for blocked in result.blocked]
-        if layer != EMBEDDING_LAYER and not result.carried:
-            found.append(Unresolved(layer, (), "the layer does not carry its input through: no residual stream"))
-        for gains in result.carried:
-            if gains:
-                parameters = tuple(step.parameter for step in gains if step.parameter is not None)
-                found.append(Unresolved(layer, parameters, "the residual stream itself is normalised inside the layer"))
-    return list(dict.fromkeys(found))
 
 
 def _aliases(model: nn.Module, parameter: str) -> tuple[str, ...]:
@@ -328,45 +288,31 @@ def _names(model: nn.Module) -> dict[int, str]:
     return names
 
 
-def _check_causal(model: nn.Module, layers: nn.ModuleList, tokens: Int[Tensor, "rows length"]) -> None:
-    """Refuse models whose earlier positions change with a later token."""
-    seen: list[Tensor] = []
+def _check_causal(model: nn.Module, stack: Stack, tokens: Int[Tensor, "rows length"]) -> None:
+    """Refuse models whose earlier positions change with a later token, unless they go on from a cache.
 
-    def hook(_: nn.Module, __: Any, output: Any) -> None:
-        stream = stream_of(output)
-        assert stream is not None
-        seen.append(stream.float())
-
-    changed = tokens.clone()
-    changed[:, -1] = tokens[:, 0]
-    with attached(layers[-1].register_forward_hook(hook)), torch.no_grad():
-        run(model, tokens)
-        run(model, changed)
-    earlier, last = (seen[0] - seen[1])[:, :-1].abs().max(), (seen[0] - seen[1])[:, -1].abs().max()
-    tolerance = 1e-3 if _dtype(model) == torch.float32 else 3e-2
-    if float(earlier) > tolerance * float(last):
+    A prefix language model looks at the whole prompt and then generates token by token; an encoder has no cache.
+    """
+    stream = stack.calls[-1].stream
+    if stream.is_meta:
+        return
+    axis = token_axis(stream.shape, tokens)
+    if axis is None:
+        return
+    first, second = stream.float().movedim((axis, axis + 1), (0, 1)).unbind()
+    change = (first - second).abs().flatten(start_dim=1).amax(dim=-1)
+    tolerance = 1e-3 if stream.dtype == torch.float32 else 3e-2
+    if float(change[:-1].max()) > tolerance * float(change[-1]) and not _caches(model, tokens):
         raise SurveyError(
             f"{type(model).__name__} looks at later tokens: it is not a causal language model",
             hint="excise edits decoder language models (text generation)",
         )
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-
-
-def run(model: nn.Module, tokens: Int[Tensor, "rows length"]) -> None:
-    """A plain forward pass on unpadded tokens."""
-    model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-
-
-def stream_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The residual stream in what a decoder layer is given: its first floating tensor (rows, length, width)."""
-    candidates = [*args[:1], kwargs.get("hidden_states"), *kwargs.values()]
-    for candidate in candidates:
-        if isinstance(candidate, Tensor) and candidate.is_floating_point() and candidate.ndim == 3:
-            return candidate
-    return None
+def _caches(model: nn.Module, tokens: Int[Tensor, "rows length"]) -> bool:
+    with torch.no_grad():
+        output = run(model, tokens, use_cache=True)
+    return getattr(output, "past_key_values", None) is not None
 
 
 @contextmanager
@@ -377,12 +323,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-@contextmanager
-def attached(handle: RemovableHandle) -> Iterator[None]:
-    """A hook that lives as long as the block."""
-    try:
-        yield
-    finally:
-        handle.remove()
