@@ -11,10 +11,9 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
@@ -27,6 +26,7 @@ from transformers.core_model_loading import (
 )
 
 from excise.errors import CheckpointError
+from excise.model.load import skeleton
 
 Shape = tuple[int, ...]
 
@@ -69,7 +69,7 @@ class _Sources:
 class KeyMap:
     """The checkpoint tensors behind every parameter of a model.
 
-    model   the architecture, without weights (see `skeleton`)
+    model   the architecture, without weights (see `excise.model.load.skeleton`)
     stored  the shape of every tensor in the checkpoint
     """
 
@@ -123,13 +123,6 @@ class KeyMap:
         return block.parts
 
 
-def skeleton(config: PretrainedConfig, auto_class: Any, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The architecture with names and shapes, and no memory for weights."""
-    with torch.device("meta"):
-        model: PreTrainedModel = auto_class.from_config(config, trust_remote_code=trust_remote_code)
-    return model
-
-
 def _sources(
     model: PreTrainedModel, stored: Mapping[str, Shape], tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, _Sources]:
@@ -154,8 +147,9 @@ def _convert(sources: _Sources, parameter: str, shape: Shape, stored: Mapping[st
     blocks = {pattern: [_whole(key, stored[key]) for key in keys] for pattern, keys in sources.keys.items()}
     if sources.converter is None:
         return blocks[""][0]
-    if len(sources.converter.target_patterns) > 1:
-        raise _not_followed(parameter, "is split off a larger tensor", sources)
+    targets = sources.converter.target_patterns
+    if len(targets) > 1:
+        return _split_off(sources, parameter, blocks, targets)
     merged: dict[str, _Block] = {}
     for operation in sources.converter.operations:
         if isinstance(operation, MergeModulelist):
@@ -173,6 +167,21 @@ def _convert(sources: _Sources, parameter: str, shape: Shape, stored: Mapping[st
     if len(blocks) != 1:
         raise _not_followed(parameter, "comes from several tensors", sources)
     return next(iter(blocks.values()))[0]
+
+
+def _split_off(sources: _Sources, parameter: str, blocks: Mapping[str, list[_Block]], targets: Sequence[str]) -> _Block:
+    """A parameter that shares its checkpoint tensors with others: one expert list that feeds several banks."""
+    assert sources.converter is not None
+    operation = sources.converter.operations[0]
+    place = next((index for index, target in enumerate(targets) if target in parameter), None)
+    if len(sources.converter.operations) != 1 or place is None or not hasattr(operation, "split_list_into_chunks"):
+        raise _not_followed(parameter, "is split off a larger tensor", sources)
+    split, stack, join = (getattr(operation, name) for name in ("split_list_into_chunks", "stack_dim", "concat_dim"))
+    parts = [
+        _stack(split(blocks[pattern], chunks=len(targets))[place], stack)
+        for pattern in sources.converter.source_patterns
+    ]
+    return _join(parts, join)
 
 
 def _not_followed(parameter: str, why: str, sources: _Sources) -> CheckpointError:
@@ -229,3 +238,6 @@ def _common(shapes: Sequence[Shape]) -> Shape:
             hint="the checkpoint is of another model, or damaged",
         )
     return shapes[0]
+
+
+__all__ = ["KeyMap", "Placement", "Shape", "skeleton"]

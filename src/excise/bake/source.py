@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.bake.formats import FORMATS, Format
-from excise.bake.keys import KeyMap, skeleton
+from excise.bake.keys import KeyMap
 from excise.bake.plan import TensorEdit, plan
 from excise.edit import Edit
 from excise.errors import CheckpointError
 from excise.model.checkpoint import Checkpoint, TensorEntry, locate, model_identity, read_header
-from excise.model.load import auto_class_for, read_config
+from excise.model.load import auto_class_for, read_config, skeleton
 
 if TYPE_CHECKING:
     from excise.model import EditableModel

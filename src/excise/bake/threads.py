@@ -29,7 +29,8 @@ def one_thread_each() -> Iterator[None]:
 def workers() -> Iterator[ThreadPoolExecutor]:
     """A pool whose waiting tasks are dropped when the block ends with an exception."""
     with one_thread_each():
-        pool = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 1)))
+        # The number of threads is a setting of each thread: a new one begins with the default.
+        pool = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 1)), initializer=torch.set_num_threads, initargs=(1,))
         try:
             yield pool
         finally:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from excise.bake import stored
-from excise.bake.keys import KeyMap, skeleton
+from excise.bake.keys import KeyMap
 from excise.bake.live import compare, roundoff
 from excise.bake.result import Check, VerifyReport
 from excise.bake.source import PlannedTensor, Source
 from excise.edit import Edit
 from excise.errors import CheckpointError, ExciseError
 from excise.model.checkpoint import Checkpoint
-from excise.model.load import auto_class_for, read_config
+from excise.model.load import auto_class_for, read_config, skeleton
 from excise.progress import Progress, silent
 
 if TYPE_CHECKING:

@@ -72,8 +72,8 @@ def _call(module: nn.Module, tokens: Int[Tensor, "rows length"], options: dict[s
 def _stand_ins(module: nn.Module, tokens: Int[Tensor, "rows length"], known: set[str]) -> dict[str, Any]:
     """Random states of another tower, the same for every row, for layers that attend to one and skip text alone."""
     rows, length = tokens.shape
-    if "cross_attention_states" in known:
-        hidden: int = text_config(module).hidden_size
+    hidden = setting(text_config(module), "hidden_size")
+    if "cross_attention_states" in known and isinstance(hidden, int):
         return {"cross_attention_states": _random(module, (rows, 3, hidden))}
     if {"image_encoder_embeddings", "image_attention_mask"} <= known:
         config: Any = module.config

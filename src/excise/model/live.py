@@ -31,7 +31,7 @@ def applied(model: nn.Module, edit: Edit) -> Iterator[None]:
         _check(site, parameters)
     with ExitStack() as stack:
         for site in edit.sites:
-            if _hookable(site, parameters[site.writer.parameter]):
+            if _hookable(model, site):
                 _hook(model, site, parameters[site.writer.parameter], stack)
             else:
                 _swap(site, parameters, stack)
@@ -56,13 +56,19 @@ def _check(site: SiteEdit, parameters: dict[str, nn.Parameter]) -> None:
             )
 
 
-def _hookable(site: SiteEdit, parameter: nn.Parameter) -> bool:
+def _hookable(model: nn.Module, site: SiteEdit) -> bool:
     writer = site.writer
     if writer.module is None:
         return False
     if all(isinstance(change, Projection) and change.norm == "none" for change in site.changes):
         return True
-    return len(site.changes) == 1 and writer.role != "embedding" and parameter.ndim == 2
+    return len(site.changes) == 1 and writer.role != "embedding" and _is_product(model.get_submodule(writer.module))
+
+
+def _is_product(module: nn.Module) -> bool:
+    """Whether a module does nothing but multiply its input by its one matrix, so that changing its input will do."""
+    matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
+    return len(matrices) == 1 and matrices[0].ndim == 2 and next(module.children(), None) is None
 
 
 def _hook(model: nn.Module, site: SiteEdit, parameter: nn.Parameter, stack: ExitStack) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import (
@@ -50,15 +55,16 @@ def load(
     config = read_config(directory, trust_remote_code)
     auto_class = auto_class_for(config, directory)
     Checkpoint.open(directory)  # headers, index and sizes are checked before any weight is read
-    model = auto_class.from_pretrained(
-        directory,
-        config=config,
-        dtype=_dtype(dtype),
-        device_map=device_map or ("auto" if torch.accelerator.is_available() else "cpu"),
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-        local_files_only=True,
-    )
+    with _importing(directory.name):
+        model = auto_class.from_pretrained(
+            directory,
+            config=config,
+            dtype=_dtype(dtype),
+            device_map=device_map or ("auto" if torch.accelerator.is_available() else "cpu"),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+        )
     return EditableModel(
         model,
         _tokenizer(directory, trust_remote_code),
@@ -101,14 +107,49 @@ def auto_class_for(config: Any, directory: Path) -> Any:
     if config.is_encoder_decoder or other:
         found = ", ".join(architectures) or "an encoder-decoder"
         raise ModelError(f"{directory.name} is not a causal language model ({found})", hint="excise edits decoders")
+    # Some model types are in both lists: the checkpoint says whether it holds the decoder alone.
+    multimodal = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.model_type)
+    if multimodal is not None and multimodal in architectures:
+        known = type(config) in AutoModelForImageTextToText._model_mapping
+        return AutoModelForImageTextToText if known else getattr(transformers, multimodal)
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in remote:
         return AutoModelForCausalLM
-    if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    if multimodal is not None:
         return AutoModelForImageTextToText
     raise ModelError(
         f"{directory.name} is not a causal language model (type {config.model_type})",
         hint="excise edits models that generate text: decoders, and vision-language models with a decoder",
     )
+
+
+def skeleton(config: Any, auto_class: Any, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The architecture with names and shapes, and no memory for weights. Raises `ModelError`.
+
+    auto_class  what `auto_class_for` gives
+    """
+    with torch.device("meta"), _importing(config.model_type):
+        model: PreTrainedModel
+        if issubclass(auto_class, PreTrainedModel):  # one that no auto class knows
+            model = auto_class._from_config(config)
+        else:
+            model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+        return model
+
+
+@contextmanager
+def _importing(name: str) -> Iterator[None]:
+    """Says which package a model needs that is not installed (a vision tower may need timm)."""
+    try:
+        yield
+    except ImportError as error:
+        needed = sorted(set(re.findall(r"pip install ([\w.-]+)", str(error))))
+        hint = f"pip install {' '.join(needed)}" if needed else "install what it asks for"
+        raise ModelError(f"{name} needs a package that is not installed ({first_line(error)})", hint=hint) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message that says anything."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
