@@ -44,6 +44,9 @@ class RunConfig(BaseModel):
     offline: bool = _setting(
         False, "Touch no network; use what is on this machine.", group="model", shapes_result=False
     )
+    evidence: Path | None = _setting(
+        None, "TOML file that names writers which the survey of an odd architecture cannot see.", group="model"
+    )
     allow_partial: bool = _setting(
         False,
         "Go on where some writers of the residual stream could not be found or proven.",

@@ -48,6 +48,7 @@ def run(
             device_map=config.device_map,
             trust_remote_code=config.trust_remote_code,
             offline=config.offline,
+            evidence=config.evidence,
         )
         job = Job(config, behavior, splits, loaded, directory, progress)
         job.seconds["load"] = time.perf_counter() - began

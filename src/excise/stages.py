@@ -20,7 +20,7 @@ from excise.behaviors import Behavior, PromptSet, Splits
 from excise.config import RunConfig
 from excise.directions import Directions
 from excise.edit import Edit, Projection
-from excise.errors import BehaviorNotShownError, InputError, SurveyError
+from excise.errors import BehaviorNotShownError, InputError
 from excise.evaluation import Reference, Scores, behavior_rate, evaluate
 from excise.find import find_directions
 from excise.model import EditableModel, Survey
@@ -68,19 +68,12 @@ class Job:
 
 def prove(job: Job) -> tuple[Survey, float]:
     """The survey and its leak. Raises `SurveyError` for a model that is not proven, unless `allow_partial`."""
-    survey = job.model.survey
-    leak = job.model.leak(seed=job.config.seed)
-    if survey.unresolved or leak > job.model.leak_tolerance:
-        seen = (
-            "; ".join(f"layer {item.layer}: {item.reason}" for item in survey.unresolved[:3]) or "nothing odd was seen"
-        )
-        message = f"{job.model.name} is not fully covered: leak {leak:.1e}, coverage {survey.coverage:.0%} ({seen})"
-        if not job.config.allow_partial:
-            raise SurveyError(
-                message, hint="`excise inspect` lists what was found; --allow-partial goes on all the same"
-            )
-        job.warnings.append(message)
-    return survey, leak
+    proof = job.model.prove(seed=job.config.seed)
+    if not job.config.allow_partial:
+        proof.required()
+    elif not proof.holds:
+        job.warnings.append(proof.doubt)
+    return proof.survey, proof.leak
 
 
 def check_room_to_bake(job: Job) -> None:

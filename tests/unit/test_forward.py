@@ -20,6 +20,7 @@ from excise.model.forward import (
     rows_that_fit,
     run_in_batches,
 )
+from zoo import build as architectures
 from zoo.hybrids import HYBRIDS, build_hybrid
 from zoo.tiny import CONFIGS, build
 
@@ -101,6 +102,59 @@ def test_a_model_that_leaks_padding_gets_batches_of_equal_length() -> None:
     rows = [[1, 2, 3], [4, 5], [6, 7, 8], [9]]
     groups = [indices for indices, _ in run_in_batches(model, rows, lambda indices: indices, batch_size=8)]
     assert groups == [[0, 2], [1], [3]]
+
+
+class LeakyLayer(nn.Module):
+    """A layer that adds to the stream what the tokens before it, padding included, hold in one component."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(16))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden * self.scale + torch.nn.functional.one_hot(torch.tensor(15), 16) * hidden.cumsum(dim=1)
+
+
+class LeakyInside(nn.Module):
+    """A model whose residuals depend on padding, and whose logits do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = nn.Embedding(64, 16), nn.Linear(15, 64)
+        self.layers = nn.ModuleList([LeakyLayer()])
+        self.config = SimpleNamespace(pad_token_id=0)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.head(self.layers[0](self.embedding(input_ids))[..., :15]))
+
+
+def test_padding_is_exact_only_where_residuals_are_too() -> None:
+    inside = LeakyInside()
+    model = SimpleNamespace(hf_model=inside, tower=inside, device=torch.device("cpu"), dtype=torch.float32)
+    assert padding_is_exact(model)  # as far as the logits say
+    model.survey, model.layers, model.hidden = "whatever", inside.layers, 16
+    assert not padding_is_exact(model)  # now that its layers are known
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_next", "gpt2"])
+def test_padding_stays_exact_once_residuals_are_looked_at(kind: str) -> None:
+    model = make(kind)
+    assert model.survey.layers
+    assert padding_is_exact(model)
+    assert not any(module._forward_hooks for module in model.hf_model.modules())
+
+
+def test_blocks_of_keys_that_padding_shifts_are_found() -> None:
+    """Blocks of the real size (128 tokens): a little padding would not show."""
+    hf_model = architectures.build("minimax_m3_vl_text")
+    for module in hf_model.modules():
+        if hasattr(module, "block_size"):
+            module.block_size = 128
+    assert not padding_is_exact(EditableModel(hf_model))
 
 
 def test_continuation_logits_predict_the_continuation() -> None:

@@ -8,7 +8,9 @@ from transformers import GenerationConfig
 
 from excise import EditableModel, ExciseError
 from excise.model import generate as module
+from excise.model.forward import last_logits, pad_left
 from excise.model.generate import Response, end_tokens, generate, generate_from_tokens
+from zoo import build as architectures
 from zoo.hybrids import HYBRIDS, build_hybrid
 from zoo.letters import CHATML, letters
 from zoo.tiny import build
@@ -68,6 +70,19 @@ def test_models_whose_cache_cannot_drop_rows_fall_back(monkeypatch: pytest.Monke
     assert model.hf_model.generation_config is settings
     short = generate(model, PROMPTS, max_tokens=LENGTH, stop=lambda text: len(text) > 2)
     assert all(len(response.tokens) <= 16 for response in short if not response.finished)
+
+
+@pytest.mark.parametrize("kind", ["blt", "reformer", "idefics", "kosmos-2", "deepseek_v4"])
+def test_unusual_architectures_generate_what_passes_without_a_cache_predict(kind: str) -> None:
+    model = EditableModel(architectures.build(kind, spread=2.0), letters(template=CHATML))
+    assert model.survey.layers
+    responses = generate_from_tokens(model, ROWS[:3], max_tokens=5)
+    for row, response in zip(ROWS, responses, strict=False):
+        tokens = list(row)
+        for token in response.tokens:
+            logits = last_logits(model, pad_left([tokens], 0, "cpu"), 1)[0, -1]
+            assert float(logits[token]) > float(logits.max()) - 1e-3
+            tokens.append(token)
 
 
 def test_sampling_and_penalties_of_the_model_are_ignored() -> None:

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from zoo import causal, vision_language
-from zoo.scope import CAUSAL, MULTIMODAL
+from zoo.scope import CAUSAL, MULTIMODAL, VARIANTS
 from zoo.shrink import shrunk
 
 SQUARE, OBLONG = 16, 24
@@ -21,8 +21,10 @@ SQUARE, OBLONG = 16, 24
 
 def config_of(kind: str, *, head_dim: int = OBLONG) -> PreTrainedConfig:
     """The shrunk configuration; where the architecture has no head size of its own, `head_dim` changes nothing."""
-    overrides = (causal.OVERRIDES if kind in CAUSAL else vision_language.OVERRIDES).get(kind, {})
-    return shrunk(kind, head_dim, overrides(head_dim) if callable(overrides) else overrides)
+    base = kind.partition("+")[0]
+    overrides = (causal.OVERRIDES if base in CAUSAL else vision_language.OVERRIDES).get(base, {})
+    settings = overrides(head_dim) if callable(overrides) else overrides
+    return shrunk(base, head_dim, {**settings, **VARIANTS.get(kind, {})})
 
 
 def auto_class_of(kind: str) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:

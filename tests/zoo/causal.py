@@ -66,6 +66,7 @@ def within(name: str, inner: Overrides, **others: Any) -> Overrides:
 
 _MULTIPLIERS = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0}
 _GRANITE = {**_MULTIPLIERS, "attention_multiplier": 0.25}
+_SMALL_VQ = {"codebook_size": 32, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1}
 _WINDOWED = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
 _ALTERNATING = {"layer_types": [SLIDING, FULL, SLIDING, FULL]}
 _HYBRID = {"layer_types": [LINEAR, FULL, LINEAR, FULL]}
@@ -100,7 +101,6 @@ _GEMMA_3N = {
 }
 _QWEN_4 = delta(
     hc_count=3,
-    ple_layer_ids=[1, 3],
     ple_embed_dim=32,
     heads_per_ngram=2,
     ngram_vocab_size_base=50,
@@ -157,7 +157,7 @@ OVERRIDES: dict[str, Overrides] = {
     ),
     "glm4_moe": headed(use_qk_norm=True),
     "nemotron": headed(num_key_value_heads=2),
-    "emu3": within("text_config", headed(), vocabulary_map={"<|extra_200|>": 9, "<image>": 10}),
+    "emu3": within("text_config", headed(), vocabulary_map={"<|extra_200|>": 9, "<image>": 10}, vq_config=_SMALL_VQ),
     "helium": {"head_dim": 16},  # its output projection is square
     "hunyuan_v1_dense": headed(),
     "hunyuan_v1_moe": headed(),

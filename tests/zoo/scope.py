@@ -47,4 +47,10 @@ OUT_OF_SCOPE: dict[str, str] = {
     "xlnet": "not causal (a permutation language model)",
 }
 
+VARIANTS: dict[str, dict[str, object]] = {
+    # Layers that are off by default, and that cannot be edited exactly.
+    "qwen4_exp_text+n-grams": {"ple_layer_ids": [1, 3]},
+}
+"""Further configurations of an architecture: `kind+name`, and the settings that make the difference."""
+
 IN_SCOPE = tuple(kind for kind in (*CAUSAL, *VISION_LANGUAGE) if kind not in OUT_OF_SCOPE)

@@ -1,25 +1,25 @@
 """Residuals of prompts at chosen positions of every layer.
 
 Forward hooks on the decoder layers pick the wanted tokens out of the residual stream as it passes; the stack of all
-hidden states is never held, and the LM head runs only to choose the response tokens that some positions need.
+hidden states is never held, and the LM head runs only to choose the response tokens that some positions need. Where a
+layer carries several streams per token, its residual is their mean (`excise.model.streams`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from excise.activations.positions import RESPONSE_TOKENS, Plan, plan_positions, response_tokens_needed
+from excise.activations.positions import RESPONSE_TOKENS, plan_positions, response_tokens_needed
 from excise.errors import BehaviorError
 from excise.model import EditableModel
 from excise.model.forward import Rows, forward, pad_id, pad_left, rows_that_fit, run_in_batches
 from excise.model.generate import end_tokens, generate_from_tokens
+from excise.model.streams import residuals_taken
 from excise.progress import Progress, silent
 
 
@@ -87,9 +87,13 @@ def stream_residuals(
     batch_size: int | None = None,
     progress: Progress = silent,
 ) -> None:
-    """Call `consume(row indices, values)` for batches of rows; `values` are fp32 (row, position, layer, hidden)."""
+    """Call `consume(row indices, values)` for batches of rows; `values` are fp32 (row, position, layer, hidden).
+
+    A row's values are those that it has alone, whatever the architecture: rows are padded only where that changes
+    nothing. Layers that are run in cycles give the residual of their last call.
+    """
     rows = [[*prompt, *response] for prompt, response in zip(prompt_ids, responses.tokens, strict=True)]
-    pad, layers = pad_id(model), model.layers
+    pad, layers, hidden = pad_id(model), list(model.layers), model.hidden
 
     def work(indices: list[int]) -> None:
         plan = plan_positions(
@@ -98,11 +102,9 @@ def stream_residuals(
             [len(responses.tokens[index]) for index in indices],
             [responses.onsets[index] for index in indices],
         )
-        taken: list[Tensor] = []
-        with ExitStack() as hooks:
-            for layer in layers:
-                hooks.callback(layer.register_forward_hook(_taking(plan, taken)).remove)
-            forward(model, pad_left([rows[index] for index in indices], pad, model.device))
+        batch = pad_left([rows[index] for index in indices], pad, model.device)
+        with residuals_taken(layers, batch.input_ids, hidden, plan.take) as taken:
+            forward(model, batch)
         values = torch.stack([vectors.cpu() for vectors in taken], dim=2)
         consume(indices, values if winsorise is None else winsorised(values, winsorise))
 
@@ -115,13 +117,6 @@ def winsorised(values: Float[Tensor, "... hidden"], quantile: float) -> Float[Te
     rank = min(max(round(quantile * values.shape[-1]), 1), values.shape[-1])
     limit = values.abs().kthvalue(rank, dim=-1, keepdim=True).values
     return values.clamp(min=-limit, max=limit)
-
-
-def _taking(plan: Plan, taken: list[Tensor]) -> Callable[..., None]:
-    def hook(_: Any, __: Any, output: Any) -> None:
-        taken.append(plan.take(output[0] if isinstance(output, tuple | list) else output))
-
-    return hook
 
 
 def _responses(

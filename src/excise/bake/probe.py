@@ -11,7 +11,7 @@ from excise.bake.write import bake
 from excise.edit import Edit
 from excise.errors import CheckpointError
 from excise.model import EditableModel, load
-from excise.model.probe import EXACT_BELOW
+from excise.model.probe import EXACT_BELOW, measure
 from excise.progress import Progress, silent
 
 
@@ -39,4 +39,4 @@ def baked_leak(
         out = Path(folder) / "model"
         bake(model.path, edit, out, trust_remote_code=trust_remote_code, progress=progress)
         baked = load(out, dtype="float32", trust_remote_code=trust_remote_code)
-        return baked.exposure(direction, seed=seed)
+        return measure(baked.hf_model, model.survey, direction, seed=seed).varying

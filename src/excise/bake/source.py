@@ -89,7 +89,7 @@ class Source:
         copied: list[str] = []
         skipped: list[str] = []
         for folder, folders, files in os.walk(self.directory):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
             for file in sorted(files):
                 path = Path(folder, file)
                 name = path.relative_to(self.directory).as_posix()

@@ -45,7 +45,8 @@ def verify(
     identical byte for byte; every edited tensor equal to a recomputation, and finite; every parameter has its tensors.
     With `live`, base and baked model are loaded one after the other: the result loads in stock Transformers, its
     first-token logits equal those of the base with the edit live up to the rounding of the weights, and the leak of the
-    writers at strength 1 is measured.
+    writers at strength 1 is measured. With `trust_remote_code`, the base's code is run; the baked model's only where
+    its side files are identical.
 
     Raises `ExciseError` where `base` or `edit` themselves cannot be used.
     """
@@ -61,6 +62,8 @@ def verify(
     checks.append(headers)
     if headers.passed:
         checks += stored.tensors(source.checkpoint, baked, planned, progress)
+    if trust_remote_code and not checks[0].passed:
+        return VerifyReport((*checks, Check("complete", False, "its code may be another than the base's: not run")))
     checks.append(_complete(source, baked, trust_remote_code))
     if not live or not all(check.passed for check in checks):
         return VerifyReport(tuple(checks))
@@ -73,7 +76,8 @@ def _complete(source: Source, baked: Checkpoint, trust_remote_code: bool) -> Che
         config = read_config(baked.directory, trust_remote_code)
         model = skeleton(config, auto_class_for(config, baked.directory), trust_remote_code=trust_remote_code)
     except (ExciseError, OSError, ValueError) as error:
-        return Check("complete", False, f"the configuration cannot be read ({error})")
+        told = error.message if isinstance(error, ExciseError) else error
+        return Check("complete", False, f"the configuration cannot be read ({told})")
     keys = KeyMap(model, {key: entry.shape for key, entry in baked.tensors.items()})
     new = sorted(set(keys.missing()) - set(source.keys.missing()))
     return Check(

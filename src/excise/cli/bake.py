@@ -38,8 +38,9 @@ def bake(
         trust_remote_code=config.trust_remote_code,
         progress=session.progress,
     )
+    trust = " --trust-remote-code" if config.trust_remote_code else ""
     shown = (
         line(f"{len(report.edited)} of {report.tensors} tensors edited, {size(report.bytes)} written to {out}"),
-        line(f"to prove it: excise verify {out} --base {config.model} --edit {edit}"),
+        line(f"to prove it: excise verify {out} --base {config.model} --edit {edit}{trust}"),
     )
     return Outcome(data=report.to_json(), shown=shown)

@@ -15,7 +15,7 @@ from excise.config import RunConfig
 from excise.errors import OutputExistsError
 
 
-@command("find", takes=(*settings("model", "data", but=("allow_partial", "force", "max_tokens")), "seed"))
+@command("find", takes=(*settings("model", "data", but=("force", "max_tokens")), "seed"))
 def find(
     session: Session,
     config: RunConfig,
@@ -35,6 +35,7 @@ def find(
     behavior = Behavior.from_config(config)
     splits = behavior.splits(SplitSizes(*config.splits), seed=config.seed, offline=config.offline)
     model = session.load_model(config)
+    missed = session.prove(model, config)
     directions = find_directions(
         model,
         behavior,
@@ -63,4 +64,4 @@ def find(
     shown: list[RenderableType] = [line(f"{behavior.name} at position {best['position']}, held out:\n"), table]
     if out is not None:
         shown.append(line(f"\nwritten: {out}"))
-    return Outcome(data=data, shown=tuple(shown))
+    return Outcome(data=data, shown=tuple(shown), missed=missed)

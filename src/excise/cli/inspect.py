@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import RenderableType
 
 from excise.cli.options import command, settings
@@ -12,19 +13,31 @@ from excise.cli.tables import heading, line, plain_table, ranges, writers_table
 from excise.config import RunConfig
 
 
-@command("inspect", takes=settings("model", but=("allow_partial",)))
-def inspect(session: Session, config: RunConfig) -> Outcome:
+@command("inspect", takes=(*settings("model", but=("allow_partial",)), "seed"))
+def inspect(
+    session: Session,
+    config: RunConfig,
+    weights: Annotated[
+        bool | None,
+        typer.Option(
+            "--weights/--no-weights",
+            help="Load the weights and prove the list; or read config.json alone (the default where there is no more).",
+            show_default=False,
+        ),
+    ] = None,
+) -> Outcome:
     """Show every writer of the residual stream by role and layer, the coverage, and the leak that proves it.
 
     The leak is what remains of a random direction after it is projected out of every writer. The exit code is 3 where
-    something was not resolved, or the leak is above what the model's precision allows.
+    something was not resolved, or the leak is above what the model's precision allows. From the configuration alone
+    (a 671 B model takes seconds and no memory) the same list is shown, and nothing is proven.
     """
-    model = session.load_model(config)
+    model = session.load_or_outline(config, weights=weights)
     session.progress("survey", 0, 1)
     survey = model.survey
     session.progress("survey", 1, 1)
     session.progress("probe", 0, 1)
-    leak, tolerance = model.leak(seed=config.seed), model.leak_tolerance
+    proof = model.prove(seed=config.seed) if model.has_weights else None
     session.progress("probe", 1, 1)
 
     writers = [writer.to_json() for writer in survey.writers]
@@ -36,8 +49,9 @@ def inspect(session: Session, config: RunConfig) -> Outcome:
         "layers": survey.layers,
         "hidden": survey.hidden,
         "coverage": survey.coverage,
-        "leak": leak,
-        "leak_tolerance": tolerance,
+        "leak": None if proof is None else proof.leak,
+        "leak_tolerance": None if proof is None else proof.tolerance,
+        "leak_fixed": None if proof is None else proof.fixed,
         "writers": writers,
         "unresolved": unresolved,
     }
@@ -48,12 +62,24 @@ def inspect(session: Session, config: RunConfig) -> Outcome:
     missed = []
     if unresolved:
         table = plain_table("reason", "parameters", "layers")
-        for reason, parameters in sorted({(item["reason"], tuple(item["parameters"])) for item in unresolved}):
-            layers = [item["layer"] for item in unresolved if item["reason"] == reason]
-            table.add_row(str(reason), ", ".join(parameters), ranges(layers))
+        for reason in dict.fromkeys(str(item["reason"]) for item in unresolved):
+            same = [item for item in unresolved if item["reason"] == reason]
+            names = list(dict.fromkeys(name for item in same for name in item["parameters"]))
+            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+            table.add_row(reason, ", ".join(names[:6]) + more, ranges(item["layer"] for item in same))
         shown += [heading("Not resolved"), table]
         missed.append(f"coverage {survey.coverage:.1%}: {len(unresolved)} places reach the stream and cannot be edited")
-    shown.append(line(f"\ncoverage {survey.coverage:.1%}, leak {leak:.2g} (proven below {tolerance:.2g})"))
-    if not leak < tolerance:
-        missed.append(f"the leak is {leak:.2g}, not below {tolerance:.2g}: something that writes was not found")
+    if proof is None:
+        shown.append(line(f"\ncoverage {survey.coverage:.1%}; no weights were read, so no leak was measured"))
+    else:
+        shown.append(
+            line(f"\ncoverage {survey.coverage:.1%}, leak {proof.leak:.2g} (proven below {proof.tolerance:.2g})")
+        )
+        if proof.fixed:
+            told = f"a table of positions that is not learned adds {proof.fixed:.2g}, the same for every prompt"
+            shown.append(line(f"{told}: no edit of weights removes that"))
+        if proof.leak > proof.tolerance:
+            missed.append(
+                f"the leak is {proof.leak:.2g}, not below {proof.tolerance:.2g}: something that writes was not found"
+            )
     return Outcome(data=data, shown=tuple(shown), missed=tuple(missed))

@@ -12,7 +12,7 @@ from excise.cli.tables import front_table, line
 from excise.config import RunConfig
 
 
-@command("search", takes=settings("model", "data", "search", "output", but=("allow_partial", "force", "bake")))
+@command("search", takes=settings("model", "data", "search", "output", but=("force", "bake")))
 def search(session: Session, config: RunConfig) -> Outcome:
     """Search for the edits that remove the behavior at the least cost, and save them under DIR/edits.
 
@@ -26,6 +26,7 @@ def search(session: Session, config: RunConfig) -> Outcome:
     splits = behavior.splits(SplitSizes(*config.splits), seed=config.seed, offline=config.offline)
     with RunDirectory.open(config.directory, config={**config.identity(), "command": "search"}) as run:
         model = session.load_model(config)
+        missed = session.prove(model, config)
         found = find_edits(
             model,
             behavior,
@@ -63,7 +64,7 @@ def search(session: Session, config: RunConfig) -> Outcome:
         front_table(front),
         line(f"\n{found.trials} trials; the best edit: {run.path / 'edit.safetensors'}"),
     )
-    return Outcome(data=data, shown=shown, missed=_missed(front, config))
+    return Outcome(data=data, shown=shown, missed=(*missed, *_missed(front, config)))
 
 
 def _missed(front: list[dict[str, Any]], config: RunConfig) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console, RenderableType
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 USAGE = 2
 MISSED = 3
 STOPPED = 130
+_HERE = Path(__file__).parents[1]
 
 
 class StoppedError(ExciseError):
@@ -82,9 +84,37 @@ class Session:
             device_map=config.device_map,
             trust_remote_code=config.trust_remote_code,
             offline=config.offline,
+            evidence=config.evidence if name is None else None,
         )
         self.progress("load", 1, 1, "model")
         return model
+
+    def load_or_outline(self, config: RunConfig, *, weights: bool | None) -> EditableModel:
+        """The model with its weights, or what its configuration alone tells; `weights` None: as there are any."""
+        from excise.model.checkpoint import holds_weights, locate
+        from excise.model.evidence import read_evidence
+        from excise.model.outline import outline
+
+        if weights is None:
+            weights = holds_weights(locate(config.model, revision=config.revision, offline=config.offline))
+        if weights:
+            return self.load_model(config)
+        return outline(
+            config.model,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            offline=config.offline,
+            evidence=() if config.evidence is None else read_evidence(config.evidence),
+        )
+
+    def prove(self, model: EditableModel, config: RunConfig) -> tuple[str, ...]:
+        """Refuse a model that is not proven covered; with `allow_partial`, what to say about it."""
+        self.progress("probe", 0, 1)
+        proof = model.prove(seed=config.seed)
+        self.progress("probe", 1, 1)
+        if not config.allow_partial:
+            proof.required()
+        return () if proof.holds else (proof.doubt,)
 
 
 def execute(work: Callable[[Session], Outcome], *, as_json: bool, debug: bool) -> int:
@@ -104,11 +134,7 @@ def execute(work: Callable[[Session], Outcome], *, as_json: bool, debug: bool) -
     except OSError as error:
         return _failed(_from_system(error), stdout, as_json=as_json, debug=debug, code=1)
     except Exception as error:  # noqa: BLE001 - the edge of the program: whatever it is, it is told, not thrown
-        unexpected = ExciseError(
-            f"unexpected error: {type(error).__name__}: {error}",
-            hint="this is a bug: please report it with what `--debug` prints",
-        )
-        return _failed(unexpected, stdout, as_json=as_json, debug=debug, code=1)
+        return _failed(_unexpected(error), stdout, as_json=as_json, debug=debug, code=1)
     _print(outcome, stdout, as_json=as_json)
     return MISSED if outcome.missed else 0
 
@@ -137,6 +163,25 @@ def quiet_imported_libraries() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def _unexpected(error: Exception) -> ExciseError:
+    """A bug: of excise, unless it happened in code that came with the model, or in what that code called."""
+    told, place = f"{type(error).__name__}: {error}", None
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if path.is_relative_to(_HERE):
+            place = place if frame.name == "__torch_function__" else None  # only watches what the model does
+        elif "transformers_modules" in path.parts:  # where Transformers keeps such code
+            place = f"{path.name}, line {frame.lineno}"
+    if place is None:
+        return ExciseError(
+            f"unexpected error: {told}", hint="this is a bug: please report it with what `--debug` prints"
+        )
+    return ExciseError(
+        f"the code that comes with the model does not work here ({place}: {told})",
+        hint="look for a newer revision of the model; `--debug` prints where it failed",
+    )
 
 
 def _from_system(error: OSError) -> ExciseError:

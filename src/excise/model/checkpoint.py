@@ -28,6 +28,7 @@ _BITS = {
     "F4": 4,
 }
 _LARGEST_HEADER = 100_000_000  # the limit of the safetensors library
+_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 _AGAIN = "the download or copy is incomplete or damaged: fetch the model again"
 
 
@@ -169,6 +170,11 @@ def _read_index(index: Path) -> dict[str, str]:
     return located
 
 
+def holds_weights(directory: Path) -> bool:
+    """Whether there are weights in a directory, in whatever format: other files alone are a model's outline."""
+    return any(path.suffix in _WEIGHT_FILES or path.name == INDEX for path in directory.iterdir())
+
+
 def _explicit_name(directory: Path) -> str | None:
     """A weight file that config.json names itself (Transformers reads that one)."""
     try:
@@ -199,6 +205,7 @@ __all__ = [
     "TensorEntry",
     "checkpoint_hash",
     "config_hash",
+    "holds_weights",
     "locate",
     "model_identity",
     "read_header",

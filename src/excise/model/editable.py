@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,10 @@ from excise.edit import Edit, ModelIdentity
 from excise.errors import ModelError
 from excise.model import live, probe
 from excise.model.checkpoint import model_identity
+from excise.model.evidence import Evidence
 from excise.model.generate import generate
 from excise.model.inputs import text_module
+from excise.model.proof import Proof
 from excise.model.survey import Survey, survey
 from excise.model.template import ChatTemplate
 
@@ -29,6 +32,7 @@ class EditableModel:
                evaluation mode, and nothing else about it changes
     tokenizer  needed only for what handles text
     path       the local checkpoint directory it came from; None for a model that exists in memory alone
+    evidence   writers that somebody vouches for (`excise.model.evidence`), where the survey cannot see them
     """
 
     def __init__(
@@ -39,8 +43,10 @@ class EditableModel:
         path: Path | None = None,
         name: str | None = None,
         revision: str | None = None,
+        evidence: Sequence[Evidence] = (),
     ) -> None:
         self.hf_model = hf_model
+        self.evidence = tuple(evidence)
         self.hf_model.eval()
         self._tokenizer = tokenizer
         self.path = path
@@ -56,6 +62,11 @@ class EditableModel:
         if self._tokenizer is None:
             raise ModelError("this model has no tokenizer", hint="EditableModel(hf_model, tokenizer)")
         return self._tokenizer
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is more than an outline: names and shapes on the meta device."""
+        return not next(self.hf_model.parameters()).is_meta
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +103,7 @@ class EditableModel:
     @cached_property
     def survey(self) -> Survey:
         """Every writer of the residual stream; found once. Raises `SurveyError`."""
-        return survey(self.hf_model, identity=self.identity)
+        return survey(self.hf_model, identity=self.identity, evidence=self.evidence)
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -102,9 +113,25 @@ class EditableModel:
     def leak(self, direction: Float[Tensor, " hidden"] | None = None, seed: int = 0) -> float:
         """The proof of coverage: what is left of a direction after it is projected out of every writer.
 
-        Below `leak_tolerance` (1e-4 in fp32) nothing that writes to the residual stream was missed.
+        Below `leak_tolerance` (1e-4 in fp32) nothing that writes to the residual stream was missed. Raises `ModelError`
+        for a model without weights.
         """
+        self._require_weights()
         return probe.leak(self.hf_model, self.survey, direction=direction, seed=seed)
+
+    def prove(self, *, seed: int = 0) -> Proof:
+        """The survey and its leak, and what keeps them from being a proof.
+
+        `Proof.required()` raises `SurveyError` where there is such a thing.
+        """
+        self._require_weights()
+        found = probe.leaks(self.hf_model, self.survey, seed=seed)
+        fixed = found.whole if found.whole > self.leak_tolerance >= found.varying else 0.0
+        return Proof(self.name, self.survey, found.varying, fixed, self.leak_tolerance)
+
+    def _require_weights(self) -> None:
+        if not self.has_weights:
+            raise ModelError(f"{self.name} has no weights here: nothing can be measured", hint="load the model itself")
 
     @property
     def leak_tolerance(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary
@@ -15,14 +15,27 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from excise.errors import ModelError
-from excise.model.inputs import text_module
+from excise.model.agreement import limit, logits_difference, residual_difference
+from excise.model.inputs import text_module, without_images
+from excise.model.streams import residuals_taken
 from excise.progress import Progress, silent
 
 Rows = Sequence[Sequence[int]]
 Result = TypeVar("Result")
 
-_PADDING_EXACT: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+@dataclass(frozen=True)
+class _Padding:
+    """Whether padding is exact, and whether residuals were looked at."""
+
+    exact: bool
+    surveyed: bool
+
+
+_PADDING_EXACT: WeakKeyDictionary[nn.Module, _Padding] = WeakKeyDictionary()
 _PROBE_LENGTHS = (21, 13, 6)
+_FAR = 150  # columns with more padding than a block of keys has (128), where blocks are what attention chooses from
+_SAME_SHAPES = 0.05  # passes of the same shapes round alike, so that even in bf16 they differ less, experts included
 
 
 @runtime_checkable
@@ -65,9 +78,12 @@ class Batch:
         return len(self.input_ids)
 
 
-def pad_left(rows: Rows, pad: int, device: torch.device | str) -> Batch:
-    """One batch of `rows`, none of which may be empty. `pad` may be any id: it is masked."""
-    width = max(len(row) for row in rows)
+def pad_left(rows: Rows, pad: int, device: torch.device | str, *, least: int = 0) -> Batch:
+    """One batch of `rows`, none of which may be empty. `pad` may be any id: it is masked.
+
+    least  how many columns there are at least
+    """
+    width = max(least, *(len(row) for row in rows))
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
     positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
@@ -148,12 +164,16 @@ def last_logits(model: TokenModel, batch: Batch, last: int) -> Float[Tensor, "ro
 
 
 def inputs_of(module: nn.Module, batch: Batch) -> dict[str, Any]:
-    """Keyword arguments of `module.forward` for a batch, as far as it takes them; no cache is built."""
-    offered: dict[str, Any] = {"position_ids": batch.position_ids, "use_cache": False}
+    """Keyword arguments of `module.forward` for a batch, as far as it takes them; no cache is built.
+
+    Without padding the model counts positions itself: some begin elsewhere than at 0. `padding_is_exact` finds out
+    whether it agrees with those that a padded batch is given.
+    """
+    offered: dict[str, Any] = {"use_cache": False, "is_decoder": True}  # BLIP's tower is an encoder unless told
     if batch.padded:
-        offered["attention_mask"] = batch.attention_mask
+        offered |= {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
     known = {name: value for name, value in offered.items() if accepts(module, name)}
-    return {"input_ids": batch.input_ids, **known}
+    return {"input_ids": batch.input_ids, **known, **without_images(module, batch.input_ids)}
 
 
 def accepts(module: nn.Module, name: str) -> bool:
@@ -231,13 +251,19 @@ def pad_id(model: TokenModel) -> int:
 
 
 def padding_is_exact(model: TokenModel) -> bool:
-    """Whether left padding leaves a row's logits what they are without it (linear-attention layers may leak).
+    """Whether left padding leaves a row's logits, and its residuals after every layer, what they are without it.
 
-    Found once per model by a probe: three rows of different lengths, together and each on its own.
+    Linear-attention layers may leak, for one. Found once per model by a probe: three rows of different lengths,
+    together and each on its own, and one behind a lot of padding. Residuals are looked at once the model has been
+    surveyed (`EditableModel.survey`), which says what its layers are; before, the logits alone decide. A survey is not
+    made here: an edit may be live.
     """
-    if model.hf_model not in _PADDING_EXACT:
-        _PADDING_EXACT[model.hf_model] = _probe_padding(model)
-    return _PADDING_EXACT[model.hf_model]
+    surveyed = "survey" in vars(model)
+    known = _PADDING_EXACT.get(model.hf_model)
+    if known is None or (known.exact and surveyed and not known.surveyed):
+        known = _Padding(_probe_padding(model, surveyed), surveyed)
+        _PADDING_EXACT[model.hf_model] = known
+    return known.exact
 
 
 def probe_rows(model: TokenModel) -> list[list[int]]:
@@ -246,29 +272,61 @@ def probe_rows(model: TokenModel) -> list[list[int]]:
     return [[(7919 * (index + 1) + 31 * length) % vocabulary for index in range(length)] for length in _PROBE_LENGTHS]
 
 
-def logits_agree(found: Float[Tensor, "row vocab"], expected: Float[Tensor, "row vocab"], dtype: torch.dtype) -> bool:
-    """Whether two computations of the same logits differ by no more than rounding does.
+@dataclass(frozen=True)
+class _Seen:
+    """What a pass over padded rows showed of each: the logits of its last token, its residuals at all of its tokens."""
 
-    As a share of the logits' spread: 1e-3 in fp32. In bf16 the order of sums alone moves a 30-layer model by up to 0.1,
-    and a wrong mask or position by about 1, so the limit is 0.25 there.
-    """
-    return _difference(found, expected) < (1e-3 if dtype in (torch.float32, torch.float64) else 0.25)
+    logits: Float[Tensor, "row vocab"]
+    residuals: list[Float[Tensor, "_ layer hidden"]]
 
 
-def _probe_padding(model: TokenModel) -> bool:
+def _probe_padding(model: TokenModel, surveyed: bool) -> bool:
     rows = probe_rows(model)
-    together = last_logits(model, pad_left(rows, pad_id(model), model.device), 1)[:, -1]
-    other_pad = last_logits(model, pad_left(rows, rows[0][0], model.device), 1)[:, -1]
-    alone = torch.cat([last_logits(model, pad_left([row], 0, model.device), 1)[:, -1] for row in rows])
-    # Same shapes, so the same rounding: what the padding says must not matter even in bf16, or hardly (experts).
-    return logits_agree(together, alone, model.dtype) and _difference(other_pad, together) < 0.05
+    layers: list[nn.Module] = list(model.layers) if surveyed else []  # type: ignore[attr-defined]
+    alone = [_see(model, pad_left([row], 0, model.device), layers) for row in rows]
+    together = _Seen(
+        torch.cat([one.logits for one in alone]), [residual for one in alone for residual in one.residuals]
+    )
+    told = replace(pad_left(rows[:1], 0, model.device), padded=True)  # mask and positions, without any padding
+    try:
+        return (
+            _differ(_see(model, told, layers), alone[0], model.dtype) < _SAME_SHAPES
+            and _agree_padded(model, rows, together, layers)
+            and _agree_padded(model, rows[-1:], alone[-1], layers, least=_FAR)
+        )
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:  # not made for padding
+        if is_out_of_memory(error):
+            raise
+        return False
 
 
-def _difference(found: Float[Tensor, "row vocab"], expected: Float[Tensor, "row vocab"]) -> float:
-    """The largest root-mean-square difference of a row, as a share of the spread of its logits; infinite for NaN."""
-    exact = expected.float()
-    error = (found.float() - exact).square().mean(dim=-1).sqrt() / exact.std(dim=-1).clamp(min=1e-12)
-    return error.nan_to_num(nan=torch.inf).max().item()
+def _agree_padded(model: TokenModel, rows: Rows, alone: _Seen, layers: Sequence[nn.Module], *, least: int = 0) -> bool:
+    padded, other_pad = (
+        _see(model, pad_left(rows, pad, model.device, least=least), layers)
+        for pad in (pad_id(model), probe_rows(model)[0][0])
+    )
+    return (
+        _differ(padded, alone, model.dtype) < limit(model.dtype)
+        and _differ(other_pad, padded, model.dtype) < _SAME_SHAPES
+    )
+
+
+def _see(model: TokenModel, batch: Batch, layers: Sequence[nn.Module]) -> _Seen:
+    if not layers:
+        return _Seen(last_logits(model, batch, 1)[:, -1], [])
+    hidden: int = model.hidden  # type: ignore[attr-defined]
+    with residuals_taken(layers, batch.input_ids, hidden, lambda stream: stream.to("cpu", copy=True)) as taken:
+        # all logits: where fewer are asked for, Gemma 4 runs its last layers on fewer tokens
+        logits = last_logits(model, batch, batch.input_ids.shape[1])[:, -1]
+    stack = torch.stack(taken, dim=2)
+    lengths = batch.attention_mask.sum(dim=-1).tolist()
+    return _Seen(logits, [stack[row, -length:] for row, length in enumerate(lengths)])
+
+
+def _differ(found: _Seen, expected: _Seen, dtype: torch.dtype) -> float:
+    """The larger of the differences of logits and of residuals."""
+    residuals = (residual_difference(*pair, dtype) for pair in zip(found.residuals, expected.residuals, strict=True))
+    return max(logits_difference(found.logits, expected.logits), *residuals, 0.0)
 
 
 def _unless_out_of_memory(work: Callable[[], Result], *, single: bool) -> tuple[Result] | None:
@@ -276,8 +334,7 @@ def _unless_out_of_memory(work: Callable[[], Result], *, single: bool) -> tuple[
     try:
         return (work(),)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        message = str(error).lower()
-        if "out of memory" not in message and "can't allocate memory" not in message:
+        if not is_out_of_memory(error):
             raise
         if single:
             raise ModelError(
@@ -287,3 +344,9 @@ def _unless_out_of_memory(work: Callable[[], Result], *, single: bool) -> tuple[
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether PyTorch says that memory ran out, on whatever device."""
+    message = str(error).lower()
+    return "out of memory" in message or "can't allocate memory" in message

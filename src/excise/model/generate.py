@@ -13,13 +13,13 @@ from torch import LongTensor, Tensor, nn
 from transformers import Cache
 
 from excise.errors import InputError
+from excise.model.agreement import logits_agree
 from excise.model.forward import (
     Rows,
     TokenModel,
     accepts,
     inputs_of,
     last_logits,
-    logits_agree,
     pad_id,
     pad_left,
     padding_is_exact,
@@ -27,7 +27,7 @@ from excise.model.forward import (
     rows_that_fit,
     run_in_batches,
 )
-from excise.model.inputs import text_module
+from excise.model.inputs import text_module, without_images
 from excise.model.stock import TEXT_EVERY, generate_stock, up_to_end
 from excise.model.template import ChatTemplate
 from excise.progress import Progress, silent
@@ -198,7 +198,8 @@ class _Generation:
             self.options["logits_to_keep"] = 1
         batch = pad_left(rows, pad_id(model), model.device)
         self.mask = batch.attention_mask if batch.padded else None
-        self.positions = batch.position_ids[:, -1:] if accepts(self.model, "position_ids") else None
+        counted = accepts(self.model, "position_ids") and padding_is_exact(model)  # else as the model counts them
+        self.positions = batch.position_ids[:, -1:] if counted else None
         output = self.model(**{**inputs_of(self.model, batch), **self.options})
         self.cache_name, self.cache = _cache_of(output)
         if self.cache_name == "cache_params":  # recurrence alone: nothing to mask once the prompt has been read
@@ -209,7 +210,8 @@ class _Generation:
 
     def step(self) -> None:
         """Feed the last tokens and choose the next ones; nothing waits for the device."""
-        inputs = {"input_ids": self.last[:, None], self.cache_name: self.cache, **self.options}
+        ids = self.last[:, None]
+        inputs = {"input_ids": ids, self.cache_name: self.cache, **self.options, **without_images(self.model, ids)}
         if self.mask is not None:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=-1)
             inputs["attention_mask"] = self.mask

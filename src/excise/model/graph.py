@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 from excise.model.views import children_of, parameter_axes, through_views, variable_of
@@ -42,6 +43,7 @@ _NONLINEAR = tuple(
     f"{kind}Backward"
     for kind in ("Sigmoid", "Silu", "Gelu", "Relu", "Tanh", "Softmax", "Exp", "Pow", "Clamp", "Cumsum", "Softplus")
 )
+_NEAR = 24  # a norm's scale is a few operations away from what it scales
 _MIXING = ("ConvolutionBackward", "Cumsum")
 _ATTENTION = ("ScaledDotProduct", "FlexAttention", "Logsumexp")
 
@@ -68,7 +70,12 @@ Path = tuple[GainStep, ...]
 
 @dataclass(frozen=True)
 class Write:
-    """One product (or lone vector) that is added to the residual stream, as the walk met it."""
+    """One product (or lone vector) that is added to the residual stream, as the walk met it.
+
+    routed  whether an index sends tokens to it, as to an expert
+    normed  whether it passes a norm: scaled by a number that depends on the write itself
+    inputs  what it was computed from
+    """
 
     node: Node
     parameter: str
@@ -77,15 +84,17 @@ class Write:
     bias: str | None
     gains: Path
     routed: bool
+    normed: bool
     inputs: tuple[Node, ...]
 
 
 @dataclass(frozen=True)
 class Blocked:
-    """A path to the residual stream that is not a plain write, with what was seen there."""
+    """A path to the residual stream that is not a plain write, with what was seen there and on the way to it."""
 
     reason: str
     parameters: tuple[str, ...]
+    gains: Path
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,23 @@ def walk(outputs: Collection[Node], *, streams: Collection[Node], names: Mapping
     return _Walker(frozenset(streams), names, hidden).run(outputs)
 
 
-_Todo = tuple[Node, Path, bool]
+@dataclass(frozen=True)
+class _Way:
+    """What lies between a node and the stream.
+
+    routed  an index that sends tokens to experts
+    normed  a norm, whose scale depends on the write itself
+    """
+
+    gains: Path = ()
+    routed: bool = False
+    normed: bool = False
+
+    def behind(self, step: GainStep, *, normed: bool = False) -> _Way:
+        return _Way((*self.gains, step), self.routed, self.normed or normed)
+
+
+_Todo = tuple[Node, _Way]
 
 
 class _Walker:
@@ -128,56 +153,59 @@ class _Walker:
         self.steps: dict[tuple[Node, int], GainStep] = {}
 
     def run(self, outputs: Collection[Node]) -> Walk:
-        todo: list[_Todo] = [(node, (), False) for node in outputs]
-        seen: set[tuple[Node, Path]] = set()
+        todo: list[_Todo] = [(node, _Way()) for node in outputs]
+        seen: set[_Todo] = set()
         while todo:
-            node, gains, routed = todo.pop()
-            if (node, gains) not in seen:
-                seen.add((node, gains))
-                todo.extend(self.step(node, gains, routed))
+            node, way = todo.pop()
+            if (node, way) not in seen:
+                seen.add((node, way))
+                todo.extend(self.step(node, way))
         carried, passed = tuple(dict.fromkeys(self.carried)), frozenset(node for node, _ in seen)
         return Walk(tuple(self.writes), tuple(self.blocked), carried, passed, self.constant)
 
-    def step(self, node: Node, gains: Path, routed: bool) -> Iterator[_Todo]:
-        name = node.name()
+    def step(self, node: Node, way: _Way) -> Iterator[_Todo]:
+        name = node.name().removeprefix("torch::autograd::")
         if node in self.streams:
-            self.carried.append(gains)
+            self.carried.append(way.gains)
         elif hasattr(node, "variable"):
-            self.leaf(node, gains, routed)
+            self.leaf(node, way)
         elif name.startswith("ConvolutionBackward") and (taps := self.taps(node)):
-            yield from self.filtered(node, taps, gains, routed)
+            yield from self.filtered(node, taps, way)
         elif name.startswith((*_PRODUCTS, *_WEIGHT_FIRST, "EmbeddingBackward")):
-            yield from self.product(node, gains, routed)
+            yield from self.product(node, way)
         elif name.startswith(_NORMS):
-            yield from self.norm(node, gains, routed)
+            yield from self.norm(node, way)
         elif name.startswith(("MulBackward", "DivBackward")):
-            yield from self.scaling(node, gains, routed)
-        elif name.startswith(("AddBackward", "SubBackward")):
-            yield from self.addition(node, gains, routed)
+            yield from self.scaling(node, way)
+        elif name.startswith(("AddBackward", "SubBackward", "CopySlices")):  # the last: added in place to a view
+            yield from self.addition(node, way)
         elif name.startswith("CatBackward") and (parts := self.parts(node)):
-            yield from ((child, (*gains, step), routed) for child, step in parts)
+            yield from ((child, way.behind(step)) for child, step in parts)
+        elif _is_custom(node) and self.owns_parameters(node):
+            self.block(f"an operation of the model's own ({_short(name)}) writes to the stream", node, way)
         elif name.startswith("WhereBackward"):
-            yield from ((child, gains, routed) for child in self.chosen(node))
+            yield from ((child, way) for child in self.chosen(node))
         elif name.startswith(_NONLINEAR):
-            self.blocked.append(
-                Blocked(f"a nonlinearity ({_short(name)}) lies between a write and the residual add", ())
-            )
+            self.block(f"a nonlinearity ({_short(name)}) lies between a write and the residual add", node, way)
         else:
-            routed = routed or name.startswith(_ROUTING)
+            way = replace(way, routed=True) if name.startswith(_ROUTING) else way
             for child in children_of(node):
-                yield child, gains, routed
+                yield child, way
 
-    def leaf(self, node: Node, gains: Path, routed: bool) -> None:
+    def block(self, reason: str, node: Node, way: _Way) -> None:
+        self.blocked.append(Blocked(reason, self.parameters_below(node), way.gains))
+
+    def leaf(self, node: Node, way: _Way) -> None:
         variable = variable_of(node)
         name = self.names.get(id(variable))
         if name is not None:  # a learned vector (or bank of vectors) that is added as it is
-            self.writes.append(Write(node, name, variable.ndim - 1, None, None, gains, routed, ()))
+            self.writes.append(Write(node, name, variable.ndim - 1, None, None, way.gains, way.routed, way.normed, ()))
 
-    def product(self, node: Node, gains: Path, routed: bool) -> Iterator[_Todo]:
+    def product(self, node: Node, way: _Way) -> Iterator[_Todo]:
         name = node.name()
         operands = [child for child, _ in node.next_functions]
         if name.startswith("EmbeddingBackward"):
-            self.emit(node, operands[0], lambda ndim: ndim - 1, None, gains, routed, ())
+            self.emit(node, operands[0], lambda ndim: ndim - 1, None, way, ())
             return
         left, right, bias = next(
             (place for kind, place in (*_PRODUCTS.items(), *_WEIGHT_FIRST.items()) if name.startswith(kind))
@@ -185,20 +213,18 @@ class _Walker:
         bias_node = operands[bias] if bias is not None and bias < len(operands) else None
         if name.startswith(tuple(_WEIGHT_FIRST)):
             inputs = _present(operands[left])
-            found = self.emit(node, operands[right or 1], lambda _: 0, bias_node, gains, routed, inputs)
+            found = self.emit(node, operands[right or 1], lambda _: 0, bias_node, way, inputs)
         else:
             assert right is not None
             found = self.emit(
-                node, operands[right], lambda ndim: ndim - 1, bias_node, gains, routed, _present(operands[left])
-            ) or self.emit(
-                node, operands[left], lambda ndim: ndim - 2, bias_node, gains, routed, _present(operands[right])
-            )
+                node, operands[right], lambda ndim: ndim - 1, bias_node, way, _present(operands[left])
+            ) or self.emit(node, operands[left], lambda ndim: ndim - 2, bias_node, way, _present(operands[right]))
         carrier = None if found else self.mixed(node)
         if carrier is not None:
-            yield carrier, gains, routed
+            yield carrier, way
         elif not found:
             reason = f"a product of activations ({_short(name)}) reaches the residual stream without an output matrix"
-            self.blocked.append(Blocked(reason, self.parameters_below(node)))
+            self.block(reason, node, way)
 
     def mixed(self, node: Node) -> Node | None:
         """What a product of two activations mixes along other axes than the residual one, which it leaves alone.
@@ -226,16 +252,16 @@ class _Walker:
         kernel = located[0].detach().reshape(groups // self.hidden, self.hidden, -1)
         return [_vector(tap, self.hidden) for stream in kernel for tap in stream.unbind(dim=-1)]
 
-    def filtered(self, node: Node, taps: list[Tensor | None], gains: Path, routed: bool) -> Iterator[_Todo]:
+    def filtered(self, node: Node, taps: list[Tensor | None], way: _Way) -> Iterator[_Todo]:
         """Behind a depthwise convolution the write is a sum over taps, so it passes each tap's factors on its own."""
         inputs, weight, *bias = [child for child, _ in node.next_functions]
         for child in bias:
             if child is not None:
-                yield child, gains, routed
+                yield child, way
         for index, values in enumerate(taps):
             if inputs is not None:
                 step = self.steps.setdefault((node, index), GainStep(values, self.name_of(weight)))
-                yield inputs, (*gains, step), routed
+                yield inputs, way.behind(step)
 
     def emit(
         self,
@@ -243,8 +269,7 @@ class _Walker:
         operand: Node | None,
         output_axis: Any,
         bias: Node | None,
-        gains: Path,
-        routed: bool,
+        way: _Way,
         inputs: tuple[Node, ...],
     ) -> bool:
         located = parameter_axes(operand)
@@ -264,10 +289,10 @@ class _Walker:
         bias_leaf = parameter_axes(bias)
         bias_name = self.names.get(id(bias_leaf[0])) if bias_leaf else None
         expert_axis = experts[0] if experts else None
-        self.writes.append(Write(node, name, axis, expert_axis, bias_name, gains, routed, inputs))
+        self.writes.append(Write(node, name, axis, expert_axis, bias_name, way.gains, way.routed, way.normed, inputs))
         return True
 
-    def norm(self, node: Node, gains: Path, routed: bool) -> Iterator[_Todo]:
+    def norm(self, node: Node, way: _Way) -> Iterator[_Todo]:
         operands = [child for child, _ in node.next_functions]
         weight = getattr(node, "_saved_weight", None)
         centred = node.name().startswith("NativeLayerNorm")
@@ -275,12 +300,12 @@ class _Walker:
         values = None if weight is None else _vector(weight, self.hidden)
         bias = operands[2] if len(operands) > 2 else None
         if bias is not None:
-            yield bias, gains, routed
+            yield bias, way
         if operands[0] is not None:
             step = self.steps.setdefault((node, 0), GainStep(values, gain_name, centred))
-            yield operands[0], (*gains, step), routed
+            yield operands[0], way.behind(step, normed=True)
 
-    def scaling(self, node: Node, gains: Path, routed: bool) -> Iterator[_Todo]:
+    def scaling(self, node: Node, way: _Way) -> Iterator[_Todo]:
         """A product of two tensors: go on along the one that carries the stream, keep the other as gain or scale."""
         operands = [child for child, _ in node.next_functions]
         saved = (_saved(node, "self"), _saved(node, "other"))
@@ -290,7 +315,7 @@ class _Walker:
                 continue
             kind = self.factor_kind(node.next_functions[factor], saved[factor])
             if kind == "scale":
-                yield carrier, gains, routed
+                yield carrier, self.scaled(carrier, operands[factor], way)
                 return
             if kind == "gain":
                 kept = saved[factor]
@@ -298,15 +323,29 @@ class _Walker:
                 if values is not None and node.name().startswith("DivBackward"):
                     values = values.reciprocal()
                 step = self.steps.setdefault((node, 0), GainStep(values, self.name_of(operands[factor])))
-                yield carrier, (*gains, step), routed
+                yield carrier, way.behind(step)
                 return
         if all(operand is None or self.only_parameters(operand) for operand in operands):
             for operand in operands:
                 if operand is not None:
-                    yield operand, gains, routed
+                    yield operand, way
             return
         reason = "a write is multiplied elementwise by a gate that depends on the input"
-        self.blocked.append(Blocked(reason, self.parameters_below(node)))
+        self.block(reason, node, way)
+
+    def scaled(self, carrier: Node, factor: Node | None, way: _Way) -> _Way:
+        """The way past a scale: a norm, where the scale is computed from what it scales."""
+        if way.normed or factor is None:
+            return way
+        queue, visited = deque([factor]), {factor}
+        while queue and len(visited) < _NEAR:
+            for child in children_of(queue.popleft()):
+                if child is carrier:
+                    return replace(way, normed=True)
+                if child not in visited:
+                    visited.add(child)
+                    queue.append(child)
+        return way
 
     def factor_kind(self, operand: tuple[Node | None, int], value: Tensor | None) -> str:
         """`scale`: the same number for the whole residual axis; `gain`: fixed per component; `gate`: neither."""
@@ -316,6 +355,11 @@ class _Walker:
             return "scale"
         fixed = node is None or self.only_parameters(node)
         return "gain" if fixed and math.prod(shape) == self.hidden else "gate"
+
+    def owns_parameters(self, node: Node) -> bool:
+        """Whether an operation takes parameters as they are: what it does with them cannot be seen."""
+        located = [parameter_axes(child) for child in children_of(node)]
+        return any(found is not None and id(found[0]) in self.names for found in located)
 
     def parts(self, node: Node) -> list[tuple[Node, GainStep]]:
         """The vectors that are put side by side into one of the stream's width, and where each of them lies."""
@@ -340,10 +384,10 @@ class _Walker:
             one, other = (one if condition.any() else None), (None if condition.all() else other)
         return [child for child in (one, other) if child is not None]
 
-    def addition(self, node: Node, gains: Path, routed: bool) -> Iterator[_Todo]:
+    def addition(self, node: Node, way: _Way) -> Iterator[_Todo]:
         """Both terms are followed; a parameter beside a single product is that product's bias."""
         children = children_of(node)
-        self.constant = self.constant or len(children) < len(node.next_functions)
+        self.constant |= len(children) < len(node.next_functions) and node.name().startswith("Add")
         biases = [child for child in children if self.only_parameters(child) and parameter_axes(child) is not None]
         products = [child for child in children if child not in biases]
         if len(biases) == 1 and len(products) == 1:
@@ -351,7 +395,7 @@ class _Walker:
             located = parameter_axes(biases[0])
             before, blocked = len(self.writes), len(self.blocked)
             if product is not None and located is not None and product.name().startswith(tuple(_PRODUCTS)):
-                carriers = list(self.product(product, gains, routed))
+                carriers = list(self.product(product, way))
                 if not carriers and len(self.writes) == before + 1 and self.writes[-1].bias is None:
                     write = self.writes.pop()
                     bias = self.names.get(id(located[0]))
@@ -359,7 +403,7 @@ class _Walker:
                     return
                 del self.writes[before:], self.blocked[blocked:]
         for child in children:
-            yield child, gains, routed
+            yield child, way
 
     def only_parameters(self, node: Node) -> bool:
         """Whether nothing below `node` depends on the input: parameters and constants alone."""
@@ -436,6 +480,11 @@ def _weighs(node: Node) -> bool:
 
 def _present(node: Node | None) -> tuple[Node, ...]:
     return () if node is None else (node,)
+
+
+def _is_custom(node: object) -> bool:
+    """Whether an operation is a `torch.autograd.Function` of somebody's own."""
+    return isinstance(node, BackwardCFunction)
 
 
 def _shape(node: Node, output: int) -> tuple[int, ...]:

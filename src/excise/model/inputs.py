@@ -24,7 +24,8 @@ def sample_tokens(model: nn.Module, *, rows: int = 2, length: int = 8, seed: int
     upper = min(getattr(embeddings, "num_embeddings", None) or settings["vocab_size"], 4096)
     allowed = torch.tensor([token for token in range(min(3, upper - 1), upper) if token not in special], device="cpu")
     choice = torch.randint(len(allowed), (rows, length), generator=torch.Generator().manual_seed(seed), device="cpu")
-    return allowed[choice].to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    return allowed[choice].to("cpu" if device.type == "meta" else device)
 
 
 def run(model: nn.Module, tokens: Int[Tensor, "rows length"], **options: Any) -> Any:
@@ -47,6 +48,19 @@ def text_module(model: nn.Module) -> nn.Module:
     return _READERS.get(model, model)
 
 
+def without_images(module: nn.Module, tokens: Int[Tensor, "rows length"]) -> dict[str, Any]:
+    """What a model that insists on an image (IDEFICS) is given for text alone: one that no token looks at."""
+    known = inspect.signature(module.forward).parameters
+    if not {"image_encoder_embeddings", "image_attention_mask"} <= set(known):
+        return {}
+    config: Any = module.config
+    like = next(parameter for parameter in module.parameters() if parameter.is_floating_point())
+    return {
+        "image_encoder_embeddings": like.new_zeros(len(tokens), 1, 1, config.vision_config.embed_dim),
+        "image_attention_mask": torch.zeros(*tokens.shape, 1, dtype=torch.long, device=tokens.device),
+    }
+
+
 def text_config(model: nn.Module) -> Any:
     """The settings of the text tower."""
     config: Any = model.config
@@ -63,9 +77,7 @@ def setting(config: Any, name: str) -> Any:
 
 def _call(module: nn.Module, tokens: Int[Tensor, "rows length"], options: dict[str, Any]) -> Any:
     known = inspect.signature(module.forward).parameters
-    offered: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
-    if tokens.device.type != "meta":
-        offered["attention_mask"] = torch.ones_like(tokens)
+    offered = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "use_cache": False}
     return module(**{**offered, **_stand_ins(module, tokens, set(known)), **options})
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +21,14 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from excise.errors import InputError, ModelError
+from excise.errors import CheckpointError, ExciseError, InputError, ModelError
 from excise.model.checkpoint import Checkpoint, locate
 from excise.model.editable import EditableModel
+from excise.model.evidence import read_evidence
+from excise.model.own_code import OwnCode, explained, is_known_type, needs_own_code
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TRUST = "read that code; if you trust it, repeat with --trust-remote-code"
 
 
 def load(
@@ -39,6 +39,7 @@ def load(
     device_map: str | None = None,
     trust_remote_code: bool = False,
     offline: bool = False,
+    evidence: str | Path | None = None,
 ) -> EditableModel:
     """Load a model and its tokenizer from a local directory or a Hub id.
 
@@ -47,16 +48,18 @@ def load(
     device_map         as in Transformers; None puts the model on the accelerator if there is one, else on the CPU
     trust_remote_code  run modelling code that comes with the checkpoint
     offline            use only what is on this machine
+    evidence           a file that names writers of an odd architecture (`excise.model.evidence`)
 
     Raises `ModelError` (not there, not a causal language model), `CheckpointError` (weights truncated, corrupted, or
-    pickled), `InputError` (an unknown dtype).
+    pickled), `InputError` (an unknown dtype, an evidence file that cannot be used).
     """
+    vouched = () if evidence is None else read_evidence(Path(evidence))
     directory = locate(str(name_or_path), revision=revision, offline=offline)
     config = read_config(directory, trust_remote_code)
     auto_class = auto_class_for(config, directory)
     Checkpoint.open(directory)  # headers, index and sizes are checked before any weight is read
-    with _importing(directory.name):
-        model = auto_class.from_pretrained(
+    with explained(directory.name, OwnCode.named(vars(config), directory, auto_class.__name__)):
+        model, loaded = auto_class.from_pretrained(
             directory,
             config=config,
             dtype=_dtype(dtype),
@@ -64,6 +67,12 @@ def load(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             local_files_only=True,
+            output_loading_info=True,
+        )
+    if missing := sorted(loaded["missing_keys"]):
+        raise CheckpointError(
+            f"{directory.name} lacks the weights of {len(missing)} parameters ({', '.join(missing[:3])}, ...)",
+            hint="the download is incomplete, or this version of transformers cannot read the checkpoint",
         )
     return EditableModel(
         model,
@@ -71,6 +80,7 @@ def load(
         path=directory,
         name=str(name_or_path),
         revision=revision,
+        evidence=vouched,
     )
 
 
@@ -85,18 +95,27 @@ def read_config(directory: Path, trust_remote_code: bool) -> Any:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{path} is not valid JSON ({error})", hint="download the model again") from error
-    if "auto_map" in settings and not trust_remote_code:
-        raise ModelError(
-            f"{directory.name} needs the modelling code that comes with it",
-            hint="read that code; if you trust it, repeat with --trust-remote-code",
-        )
+    if not isinstance(settings, dict):
+        raise ModelError(f"{path} is not a table of settings", hint="download the model again")
+    if not trust_remote_code and needs_own_code(settings):
+        raise ModelError(f"{directory.name} needs the modelling code that comes with it", hint=_TRUST)
+    own = OwnCode.named(settings, directory, "AutoConfig") if trust_remote_code else None
     try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (ValueError, KeyError) as error:
+        with explained(directory.name, own):
+            config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
+    except ExciseError:
+        raise
+    except Exception as error:
+        if is_known_type(settings):
+            told = " ".join(str(error).split())
+            raise ModelError(f"{path} cannot be used ({told})", hint="download the model again") from error
         raise ModelError(
             f"this version of transformers does not know the model type {settings.get('model_type')!r}",
             hint="upgrade transformers (pip install -U transformers)",
         ) from error
+    if not trust_remote_code:
+        vars(config).pop("auto_map", None)  # so that nothing later on can come to run that code
+    return config
 
 
 def auto_class_for(config: Any, directory: Path) -> Any:
@@ -127,29 +146,14 @@ def skeleton(config: Any, auto_class: Any, *, trust_remote_code: bool = False) -
 
     auto_class  what `auto_class_for` gives
     """
-    with torch.device("meta"), _importing(config.model_type):
+    own = OwnCode.named(vars(config), Path(config.name_or_path), auto_class.__name__)
+    with torch.device("meta"), explained(config.model_type, own):
         model: PreTrainedModel
         if issubclass(auto_class, PreTrainedModel):  # one that no auto class knows
             model = auto_class._from_config(config)
         else:
             model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
         return model
-
-
-@contextmanager
-def _importing(name: str) -> Iterator[None]:
-    """Says which package a model needs that is not installed (a vision tower may need timm)."""
-    try:
-        yield
-    except ImportError as error:
-        needed = sorted(set(re.findall(r"pip install ([\w.-]+)", str(error))))
-        hint = f"pip install {' '.join(needed)}" if needed else "install what it asks for"
-        raise ModelError(f"{name} needs a package that is not installed ({first_line(error)})", hint=hint) from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message that says anything."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
@@ -160,11 +164,20 @@ def _tokenizer(directory: Path, trust_remote_code: bool) -> PreTrainedTokenizerB
             directory, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except Exception as error:
+        if not trust_remote_code and _brings_code(directory / "tokenizer_config.json"):
+            raise ModelError(f"{directory.name} needs the tokenizer code that comes with it", hint=_TRUST) from error
         raise ModelError(
             f"the tokenizer of {directory.name} cannot be read ({type(error).__name__}: {error})",
             hint="download the model again; a tokenizer may need a package of its own (sentencepiece, tiktoken)",
         ) from error
     return tokenizer
+
+
+def _brings_code(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("auto_map"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

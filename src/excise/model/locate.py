@@ -16,15 +16,19 @@ from huggingface_hub.errors import (
 from excise.errors import ModelError
 
 # Weights as safetensors, and everything small that a baked copy carries along; never pickles.
-_WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.md", "*.tiktoken", "LICENSE*")
+_SMALL = ("*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.md", "*.tiktoken", "LICENSE*")
+_WEIGHTS = ("*.safetensors",)
 _UNWANTED = ("consolidated*", "original/*", "onnx/*", "*/onnx/*", "openvino/*", "*.gguf", "*.bin", "*.pth", "*.pt")
 
 
-def locate(name_or_path: str | Path, *, revision: str | None = None, offline: bool = False) -> Path:
+def locate(
+    name_or_path: str | Path, *, revision: str | None = None, offline: bool = False, weights: bool = True
+) -> Path:
     """The local directory of a model.
 
     name_or_path  a directory, or the id of a model on the Hub (then `revision` is its branch, tag or commit)
     offline       use only what was downloaded before
+    weights       whether the weights are downloaded as well
 
     Raises `ModelError` for a path that is not there or not a directory, an id that is not one, a repository or revision
     that does not exist, is gated, or cannot be reached.
@@ -37,14 +41,14 @@ def locate(name_or_path: str | Path, *, revision: str | None = None, offline: bo
         raise ModelError(f"{name} is a file, not a model directory", hint="give the directory that holds config.json")
     if isinstance(name_or_path, Path) or _looks_like_path(name):
         raise ModelError(f"there is no directory {name}", hint="check the path of the model")
-    return _download(name, revision, offline)
+    return _download(name, revision, offline, (*_SMALL, *_WEIGHTS) if weights else _SMALL)
 
 
 def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "~", "/", "\\")) or name.count("/") > 1 or "\\" in name or ":" in name
 
 
-def _download(name: str, revision: str | None, offline: bool) -> Path:
+def _download(name: str, revision: str | None, offline: bool, wanted: tuple[str, ...]) -> Path:
     at = f" at revision {revision}" if revision else ""
     try:
         return Path(
@@ -52,7 +56,7 @@ def _download(name: str, revision: str | None, offline: bool) -> Path:
                 name,
                 revision=revision,
                 local_files_only=offline,
-                allow_patterns=list(_WANTED),
+                allow_patterns=list(wanted),
                 ignore_patterns=list(_UNWANTED),
             )
         )

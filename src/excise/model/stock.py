@@ -11,10 +11,11 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from excise.model.forward import Rows, TokenModel, pad_id, pad_left
+from excise.model.forward import Rows, TokenModel, accepts, is_out_of_memory, pad_id, pad_left
 from excise.model.inputs import text_module
 
 TEXT_EVERY = 8  # tokens between two looks at the decoded text
+_CACHES = ("use_cache", "past_key_values", "cache_params", "state")
 Ended = Callable[[Rows], list[bool]]
 
 
@@ -24,14 +25,35 @@ def generate_stock(
     """Greedy tokens for each row, up to and with the first of `ends`.
 
     ended  tells of rows of generated tokens which are over; None: none is before its end token
+
+    Where Transformers fails with the model's cache (BLT's has no layout, Reformer's breaks on short prompts), each
+    token is computed anew.
     """
+    reader = text_module(model.hf_model)
+    # a cache is laid out after settings that a model which knows of none may not have
+    if any(accepts(reader, name) for name in _CACHES):
+        try:
+            return _generate(model, rows, max_tokens, ends, ended, cached=True)
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            if is_out_of_memory(error):
+                raise
+    return _generate(model, rows, max_tokens, ends, ended, cached=False)
+
+
+def _generate(
+    model: TokenModel, rows: Rows, max_tokens: int, ends: frozenset[int], ended: Ended | None, *, cached: bool
+) -> list[list[int]]:
     batch = pad_left(rows, pad_id(model), model.device)
     width = batch.input_ids.shape[1]
     criterion = _TextCriterion(ended, width) if ended is not None else None
-    settings = GenerationConfig(
-        do_sample=False, max_new_tokens=max_tokens, eos_token_id=sorted(ends) or None, pad_token_id=pad_id(model)
-    )
     reader: Any = text_module(model.hf_model)
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_tokens,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=pad_id(model),
+        use_cache=cached,
+    )
     with _generation_settings(reader, settings):
         output = reader.generate(
             batch.input_ids,
