@@ -8,14 +8,15 @@ INSTALLED := $(VENV)/.installed
 # Several processes share a machine, and the demo's tensors are small: threads beyond the cores only get in each other's way.
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-all lint format docs bench install clean
+.PHONY: help demo test test-all zoo lint format docs architectures bench coverage install clean
 
 help:
 	@echo "make demo      remove a behavior from the bundled model, in a few minutes and without a network"
 	@echo "make test      the tests (test-all: those that take minutes as well)"
 	@echo "make lint      ruff, mypy, import-linter (format: let ruff fix what it can)"
-	@echo "make docs      write docs/cli.md again"
-	@echo "make bench     comparisons, on a model of your own: see bench/"
+	@echo "make zoo       every decoder architecture of the installed Transformers: covered, proven, baked"
+	@echo "make docs      write docs/cli.md again (architectures: docs/architectures.md, from what is measured)"
+	@echo "make bench     the whole job on a realistic model (coverage: which writers a public tool finds): see bench/"
 
 install: $(INSTALLED)
 
@@ -35,6 +36,9 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest
 
+zoo: $(INSTALLED)
+	$(BIN)/python -m pytest tests/zoo
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -48,8 +52,14 @@ format: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m excise.cli.reference > docs/cli.md
 
+architectures: $(INSTALLED)
+	$(BIN)/python tests/zoo/document.py
+
 bench: $(INSTALLED)
 	$(BIN)/python bench/real_model.py $(ARGS)
+
+coverage: $(INSTALLED)
+	$(BIN)/python bench/coverage.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

@@ -215,6 +215,7 @@ OVERRIDES: dict[str, Overrides] = {
     "mellum": {**_ALTERNATING, "mlp_layer_types": DENSE_FIRST},
     "mimo_v2_flash": lambda head_dim: {"v_head_dim": head_dim},
     "minimax_m3_vl_text": {
+        "index_n_heads": 2,
         "layer_types": [FULL, FULL, "minimax_m3_sparse", "minimax_m3_sparse"],
         "mlp_layer_types": DENSE_FIRST,
         "shared_intermediate_size": 48,

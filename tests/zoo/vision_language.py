@@ -224,6 +224,7 @@ _OTHERS: dict[str, Overrides] = {
     },
     "minimax_m3_vl": {
         "text_config": {
+            "index_n_heads": 2,
             "layer_types": ["full_attention", "minimax_m3_sparse", "full_attention", "minimax_m3_sparse"],
             **{"mlp_layer_types": DENSE_FIRST, "index_block_size": 4, "index_topk_blocks": 2},
         },

@@ -34,7 +34,7 @@ class SurveyLike(Protocol):
     def identity(self) -> ModelIdentity:
         """Which model this is."""
 
-    def at_writer(self, writer: Writer, directions: Float[Tensor, "rank hidden"]) -> Float[Tensor, "rank hidden"]:
+    def at_writer(self, writer: Writer, directions: Float[Tensor, "rank hidden"]) -> Float[Tensor, "row width"]:
         """The directions to remove from the writer's output so that its write loses `directions`."""
 
 
@@ -217,7 +217,7 @@ def orthonormal(directions: Float[Tensor, ...], *, hidden: int) -> Float[Tensor,
     return signed.float().contiguous()
 
 
-def spanning(rows: Float[Tensor, "rows hidden"], *, tolerance: float = 1e-6) -> Float[Tensor, "rank hidden"]:
+def spanning(rows: Float[Tensor, "row width"], *, tolerance: float = 1e-6) -> Float[Tensor, "rank width"]:
     """Orthonormal rows that span `rows`, which may depend on one another; fp32 on the CPU, computed in fp64.
 
     Rows keep their order; one that lies in the span of those before it, up to `tolerance` of its length, adds nothing.

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_any, tree_map_only
 from transformers import PreTrainedModel
 
 # Functions that hand values to Python, or whose result has a shape that depends on values; and what they give instead.
@@ -36,9 +35,9 @@ class ShapesOnly(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not tree_any(_is_meta, (args, kwargs)):
-            return function(*args, **kwargs)
         name = getattr(function, "__name__", "")
+        if name == "__get__" or not _any_meta((args, kwargs)):  # attributes: shape, dtype, ...
+            return function(*args, **kwargs)
         if name in _READS and _is_meta(args[0]):
             return _ends(args[0].shape) if kwargs.get("as_tuple") else _READS[name](args[0])
         if name == "cpu":
@@ -89,13 +88,23 @@ def without_dispatch(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _to_meta(values: Any) -> Any:
-    """The same arguments with all tensors, and all that asks for the CPU, on the meta device."""
-    values = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), values)
-    values = tree_map_only(
-        torch.device, lambda device: torch.device("meta") if device.type == "cpu" else device, values
-    )
-    return tree_map_only(str, lambda text: "meta" if text == "cpu" else text, values)
+def _to_meta(value: Any) -> Any:
+    """An argument with all tensors, and all that asks for the CPU, on the meta device."""
+    if isinstance(value, Tensor):
+        return value if value.is_meta else value.to("meta")
+    if isinstance(value, dict):
+        return {key: _to_meta(item) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_to_meta(item) for item in value)
+    if value == "cpu" or (isinstance(value, torch.device) and value.type == "cpu"):
+        return "meta"
+    return value
+
+
+def _any_meta(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_any_meta(item) for item in value.values())
+    return any(_any_meta(item) for item in value) if isinstance(value, tuple | list) else _is_meta(value)
 
 
 def _ends(shape: Sequence[int]) -> tuple[Tensor, ...]:

@@ -66,12 +66,13 @@ class Survey:
         total = len(self.writers) + len(self.unresolved)
         return len(self.writers) / total if total else 0.0
 
-    def at_writer(self, writer: Writer, directions: Float[Tensor, "rank hidden"]) -> Float[Tensor, "rows hidden"]:
+    def at_writer(self, writer: Writer, directions: Float[Tensor, "rank hidden"]) -> Float[Tensor, "row width"]:
         """The directions to remove from the writer's output so that its *write* loses `directions` for good.
 
         Behind a gained norm the write is g ⊙ u/rms(u), so r·write = 0 needs (g ⊙ r)·u = 0; a LayerNorm also removes the
         mean of u. Where a write goes several ways (the taps of a convolution, or a stream that is itself normalised by
-        every later layer), each way asks for a direction of its own. Not normalised.
+        every later layer), each way asks for a direction of its own;
+        a writer of a part of the stream's components gets that part. Not normalised.
         """
         at_stream = directions.detach().float().cpu()
         return torch.cat([_before(path, at_stream) for path in self.paths.get(writer.parameter, ((),))])
@@ -127,7 +128,7 @@ def _survey(model: nn.Module, identity: ModelIdentity, evidence: Sequence[Eviden
     )
 
 
-def _before(path: Path, directions: Float[Tensor, "rank hidden"]) -> Float[Tensor, "rank hidden"]:
+def _before(path: Path, directions: Float[Tensor, "rank hidden"]) -> Float[Tensor, "rank width"]:
     """The directions as they are where a path begins."""
     for step in path:
         if step.part is not None:
