@@ -7,7 +7,8 @@ index into a venv of its own, `runs/bench-heretic`, with our releases of torch a
 there (`bench/coverage_driver.py`); stops with a clear word if it cannot be installed. Prints one JSON object, then a
 Markdown table. Embeddings are left out: Heretic does not edit them by design.
 
-The yardstick is Excise's survey, and only where its probe proves that nothing is missing. A writer counts as found if
+The yardstick is Excise's survey (its matrices, not lone vectors), and only where its probe proves that nothing is
+missing. A writer counts as found if
 a matrix of any module that Heretic lists shares its storage; whether the edit is then exact is not asked.
 
     all, part, none      how many of the writers Heretic's lookup finds
@@ -98,6 +99,7 @@ def _surveyed(kind: str, place: Path) -> dict[str, Any]:
     model = excise.EditableModel(built)
     try:
         writers = [writer for writer in model.survey.writers if writer.role != "embedding"]
+        writers = [writer for writer in writers if built.get_parameter(writer.parameter).ndim > 1]  # no lone vectors
         row["writers"] = [{"parameter": writer.parameter, "role": writer.role} for writer in writers]
         leak = model.leak()
     except excise.errors.ModelError as error:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from excise import EditableModel
 from excise.cli.app import app
-from excise.errors import ModelError
+from excise.errors import ModelError, SurveyError
 from excise.model.outline import outline
 from excise.model.shapes import ShapesOnly, outline_of, without_dispatch
 from excise.model.survey import survey
@@ -32,6 +32,36 @@ def test_the_configuration_alone_gives_the_same_writers(kind: str) -> None:
     bare = survey(model, identity=whole.identity)
     assert bare.writers == whole.writers
     assert (bare.hidden, bare.layer_names, bare.unresolved) == (whole.hidden, whole.layer_names, whole.unresolved)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "olmo2", "glm4", "exaone4", "bloom", "gpt_oss", "openai-gpt"])
+def test_a_large_model_is_surveyed_by_its_shapes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = EditableModel(build(kind))
+    monkeypatch.setattr("excise.model.survey.LARGE", 1)
+    large = EditableModel(build(kind))
+    passes: list[str] = []
+    handle = large.hf_model.get_input_embeddings().register_forward_hook(lambda *_: passes.append("one"))
+    found = large.survey
+    handle.remove()
+    assert passes == (
+        ["one"] if kind == "openai-gpt" else []
+    )  # its stream is normalised: the gains are not a norm's own
+    assert found.writers == small.survey.writers
+    direction = torch.randn(1, 64, generator=torch.Generator().manual_seed(2))
+    for writer in found.writers:
+        ours, theirs = (
+            torch.nn.functional.normalize(survey.at_writer(writer, direction), dim=-1)
+            for survey in (found, small.survey)
+        )
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    assert large.leak() < 1e-6
+
+
+def test_what_depends_on_values_is_said() -> None:
+    with torch.device("meta"):
+        model = without_dispatch(auto_class_of("blt").from_config(config_of("blt")))
+    with pytest.raises(SurveyError, match="without its weights"):
+        _ = EditableModel(model).survey
 
 
 LARGE = {

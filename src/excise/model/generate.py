@@ -197,6 +197,7 @@ class _Generation:
         if accepts(self.model, "logits_to_keep"):
             self.options["logits_to_keep"] = 1
         batch = pad_left(rows, pad_id(model), model.device)
+        self.wants_images = bool(without_images(self.model, batch.input_ids))
         self.mask = batch.attention_mask if batch.padded else None
         counted = accepts(self.model, "position_ids") and padding_is_exact(model)  # else as the model counts them
         self.positions = batch.position_ids[:, -1:] if counted else None
@@ -211,7 +212,9 @@ class _Generation:
     def step(self) -> None:
         """Feed the last tokens and choose the next ones; nothing waits for the device."""
         ids = self.last[:, None]
-        inputs = {"input_ids": ids, self.cache_name: self.cache, **self.options, **without_images(self.model, ids)}
+        inputs = {"input_ids": ids, self.cache_name: self.cache, **self.options}
+        if self.wants_images:
+            inputs |= without_images(self.model, ids)
         if self.mask is not None:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=-1)
             inputs["attention_mask"] = self.mask

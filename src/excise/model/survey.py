@@ -16,14 +16,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from excise.edit import ModelIdentity, Writer
+from excise.errors import SurveyError
 from excise.model.assembly import Assembly, Unresolved
 from excise.model.causal import causal_tokens, check_causal
 from excise.model.evidence import Evidence
+from excise.model.gains import with_gains
 from excise.model.graph import Path
 from excise.model.shapes import ShapesOnly, outline_of
 from excise.model.stack import find_stack
 from excise.model.trace import Trace
 
+_VALUES_NEEDED = (RuntimeError, ValueError, TypeError, IndexError)  # what a pass on shapes alone may stumble over
 LARGE = 1_000_000_000
 """Parameters from which on a model is surveyed without its weights, and probed in its own precision."""
 
@@ -92,13 +95,31 @@ def survey(model: nn.Module, *, identity: ModelIdentity, evidence: Sequence[Evid
     layers can be seen, or the model looks at later tokens (it is not a causal language model).
     """
     if next(model.parameters()).is_meta:
-        return _without_weights(model, identity, evidence)
+        try:
+            return _without_weights(model, identity, evidence)
+        except _VALUES_NEEDED as error:
+            raise SurveyError(
+                f"{identity.name} cannot be surveyed without its weights: what it runs depends on their values",
+                hint="inspect it with its weights",
+            ) from error
     if sum(parameter.numel() for parameter in model.parameters()) >= LARGE:
-        outline = outline_of(model)
-        found = None if outline is None else _without_weights(outline, identity, evidence)
-        if found is not None and not found.unresolved and not found.paths and not found.fixed:
-            return found  # no gain whose values would be needed
+        found = _from_outline(model, identity, evidence)
+        if found is not None:
+            return found
     return _survey(model, identity, evidence)
+
+
+def _from_outline(model: nn.Module, identity: ModelIdentity, evidence: Sequence[Evidence]) -> Survey | None:
+    """The survey of a loaded model by its shapes, without a pass through its weights; None where they are needed."""
+    outline = outline_of(model)
+    if outline is None:
+        return None
+    try:
+        found = _without_weights(outline, identity, evidence)
+    except _VALUES_NEEDED:
+        return None
+    paths = with_gains(found.paths, model, hidden=found.hidden)
+    return None if found.unresolved or found.fixed or paths is None else replace(found, paths=paths)
 
 
 def _without_weights(model: nn.Module, identity: ModelIdentity, evidence: Sequence[Evidence]) -> Survey:
