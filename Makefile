@@ -59,7 +59,7 @@ bench: $(INSTALLED)
 	$(BIN)/python bench/real_model.py $(ARGS)
 
 coverage: $(INSTALLED)
-	$(BIN)/python bench/coverage.py $(ARGS)
+	$(BIN)/python bench/coverage.py --table bench/coverage.md $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

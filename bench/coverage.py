@@ -1,6 +1,6 @@
 """Which writers of the residual stream the public tool Heretic would edit, on the zoo of tiny random models.
 
-    python bench/coverage.py [KIND ...]
+    python bench/coverage.py [KIND ...] [--table FILE]
 
 Without names, every architecture in scope of `tests/zoo`. Heretic (`heretic-llm`, AGPL) is installed from the package
 index into a venv of its own, `runs/bench-heretic`, with our releases of torch and Transformers, and is only called
@@ -40,6 +40,11 @@ NEEDS = (
     *("langdetect~=1.0", "numpy~=2.2", "optuna~=4.7", "peft~=0.19", "psutil~=7.2", "py-cpuinfo~=9.0"),
     *("pydantic-settings~=2.13", "questionary~=2.1", "rich~=14.3", "scipy", "tomli-w~=1.2", "tqdm~=4.67"),
 )
+_ABOUT = """\
+Written by `make coverage`. Embeddings and lone vectors are left out; a bank of experts counts as one writer. *all*,
+*part*: of the writers that Excise proves, how many are in a module that the tool's lookup lists. *error*: the lookup
+stops, so the tool does not edit the model. Whether an edit of what is found is exact is not asked: biases and the gains
+of post-norm models are not taken into account."""
 COMPARED = ("all", "part", "none", "error")
 COVERAGES = (*COMPARED, "refused by Excise", "survey failed", "not built", "not loaded")
 
@@ -47,6 +52,7 @@ COVERAGES = (*COMPARED, "refused by Excise", "survey failed", "not built", "not 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("kinds", nargs="*", metavar="KIND")
+    arguments.add_argument("--table", type=Path, help="write the table to this Markdown file instead of printing it")
     options = arguments.parse_args()
     python = _heretic()
     sys.path.insert(0, str(ROOT / "tests"))
@@ -56,9 +62,13 @@ def main() -> None:
         surveyed = {kind: _surveyed(kind, Path(directory) / kind) for kind in options.kinds or IN_SCOPE}
         answers = _answers(python, Path(directory), surveyed)
     rows = {kind: _row(ours, answers.get(kind)) for kind, ours in surveyed.items()}
-    print(json.dumps({"heretic": HERETIC, **_releases(python), "totals": _totals(rows), "kinds": rows}, indent=1))
-    print()
-    print(_table(rows))
+    releases = _releases(python)
+    print(json.dumps({"heretic": HERETIC, **releases, "totals": _totals(rows), "kinds": rows}, indent=1))
+    if options.table is None:
+        print(f"\n{_table(rows)}")
+    else:
+        ran = ", ".join(f"{name} {number}" for name, number in releases.items())
+        options.table.write_text(f"# Writers found by {HERETIC} ({ran})\n\n{_ABOUT}\n\n{_table(rows)}\n")
 
 
 def _heretic() -> Path:
