@@ -104,6 +104,25 @@ def test_no_weights_reads_none(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["inspect", str(tmp_path), "--no-weights"]).exit_code == 0
 
 
+def test_of_a_model_on_the_hub_only_the_small_files_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config_of("llama").save_pretrained(tmp_path)
+    wanted: list[str] = []
+
+    def download(name: str, *, allow_patterns: list[str], **_: object) -> str:
+        assert name == "someone/model"
+        wanted.extend(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("excise.model.locate.snapshot_download", download)
+    done = CliRunner().invoke(app, ["inspect", "someone/model", "--no-weights", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["layers"] == 4
+    assert "*.json" in wanted
+    assert not any("safetensors" in pattern for pattern in wanted)
+
+
 def test_a_directory_without_weights_is_refused_where_they_are_needed(tmp_path: Path) -> None:
     config_of("llama").save_pretrained(tmp_path)
     done = CliRunner().invoke(app, ["inspect", str(tmp_path), "--weights"])

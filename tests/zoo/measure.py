@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ NOT_LOADED = {
 """Architectures whose checkpoints cannot be read with the packages that the tests install."""
 
 
+_ROUTER = re.compile(r"router|(^|[._])gate([._]|$)|gating")
+
+
 @dataclass(frozen=True)
 class Row:
     """One architecture, over both head sizes and both ways of storing it (the worse value counts).
@@ -35,6 +39,7 @@ class Row:
     difference  between the logits of live edits (with and without kept norms) and those of the baked models, as a share
                 of the largest logit
     unnoticed   writers whose absence from the survey the probe does not notice
+    routers     writers that are named like a router or a gate
     padded      whether left-padded batches give the residuals of single rows; else batches are of one length
     refused     why the survey is not a proof; empty for a model that is covered
     notes       what is unusual about its writes
@@ -46,6 +51,7 @@ class Row:
     baked: float | None
     difference: float | None
     unnoticed: tuple[str, ...]
+    routers: tuple[str, ...]
     padded: bool
     refused: tuple[str, ...]
     notes: tuple[str, ...]
@@ -61,6 +67,7 @@ def measure(kind: str, folder: Path) -> Row:
         baked=None if one["baked"] is None else max(one["baked"], other["baked"]),
         difference=None if one["difference"] is None else max(one["difference"], other["difference"]),
         unnoticed=(*one["unnoticed"], *other["unnoticed"]),
+        routers=(*one["routers"], *other["routers"]),
         padded=one["padded"] and other["padded"],
         refused=tuple(dict.fromkeys((*one["refused"], *other["refused"]))),
         notes=tuple(dict.fromkeys((*one["notes"], *other["notes"]))),
@@ -81,6 +88,7 @@ def _measure(kind: str, head_dim: int, folder: Path) -> dict[str, Any]:
         "leak": model.leak(direction),
         "baked": None,
         "difference": None,
+        "routers": tuple(writer.parameter for writer in survey.writers if _ROUTER.search(writer.parameter)),
         "padded": padding_is_exact(model),
         "refused": tuple(dict.fromkeys(item.reason for item in survey.unresolved)),
         "notes": _notes(kind, model, fixed=model.prove().fixed > 0),

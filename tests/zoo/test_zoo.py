@@ -42,6 +42,7 @@ def test_architecture(kind: str, tmp_path: Path) -> None:
     row = measure(kind, tmp_path)
     assert [reason for reason in row.refused if REFUSED.get(kind, "-") not in reason] == []
     assert bool(row.refused) == (kind in REFUSED)
+    assert row.routers == (), "routers and gates are never writers"
     if not row.refused:
         assert row.leak < 1e-4
         assert row.unnoticed == (), "the probe does not notice that these are missing"

@@ -21,8 +21,10 @@ from excise.errors import EditError, EditMismatchError
 
 
 @contextmanager
-def applied(model: nn.Module, edit: Edit) -> Iterator[None]:
+def applied(model: nn.Module, edit: Edit, *, exact: bool = False) -> Iterator[None]:
     """The model behaves as edited inside the block, and is bit for bit what it was after it, errors included.
+
+    exact  weights that have to be swapped stay in fp32, not rounded to their dtype: for a stream that is fp32
 
     Raises `EditMismatchError` for an edit whose writers this model does not have.
     """
@@ -34,7 +36,7 @@ def applied(model: nn.Module, edit: Edit) -> Iterator[None]:
             if _hookable(model, site):
                 _hook(model, site, parameters[site.writer.parameter], stack)
             else:
-                _swap(site, parameters, stack)
+                _swap(site, parameters, stack, exact=exact)
         yield
 
 
@@ -145,7 +147,7 @@ def _low_rank_hook(change: LowRank) -> Callable[..., Tensor]:
     return hook
 
 
-def _swap(site: SiteEdit, parameters: dict[str, nn.Parameter], stack: ExitStack) -> None:
+def _swap(site: SiteEdit, parameters: dict[str, nn.Parameter], stack: ExitStack, *, exact: bool) -> None:
     writer = site.writer
     weight = parameters[writer.parameter]
     if weight.is_meta or not weight.is_floating_point():
@@ -153,10 +155,11 @@ def _swap(site: SiteEdit, parameters: dict[str, nn.Parameter], stack: ExitStack)
             f"{writer.parameter} is quantised or offloaded, and this change of it needs the weight itself",
             hint='use norm="none", or load the model unquantised on one device',
         )
-    _replace(weight, operators.apply(weight.detach(), site.changes, axis=writer.axis), stack)
+    base = weight.detach().float() if exact else weight.detach()
+    _replace(weight, operators.apply(base, site.changes, axis=writer.axis), stack)
     if writer.bias is not None:
         bias = parameters[writer.bias]
-        _replace(bias, operators.apply_bias(bias.detach(), site.changes), stack)
+        _replace(bias, operators.apply_bias(bias.detach().float() if exact else bias.detach(), site.changes), stack)
 
 
 def _replace(parameter: nn.Parameter, value: Tensor, stack: ExitStack) -> None:

@@ -8,7 +8,7 @@ One forward pass with gradients on a few tokens (`excise.model.trace`), from whi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,13 +22,12 @@ from excise.model.causal import causal_tokens, check_causal
 from excise.model.evidence import Evidence
 from excise.model.gains import with_gains
 from excise.model.graph import Path
+from excise.model.precision import LARGE, in_float32, is_small, with_wide_stream
 from excise.model.shapes import ShapesOnly, outline_of
 from excise.model.stack import find_stack
 from excise.model.trace import Trace
 
 _VALUES_NEEDED = (RuntimeError, ValueError, TypeError, IndexError)  # what a pass on shapes alone may stumble over
-LARGE = 1_000_000_000
-"""Parameters from which on a model is surveyed without its weights, and probed in its own precision."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +103,18 @@ def survey(model: nn.Module, *, identity: ModelIdentity, evidence: Sequence[Evid
             ) from error
     if sum(parameter.numel() for parameter in model.parameters()) >= LARGE:
         found = _from_outline(model, identity, evidence)
-        if found is not None:
-            return found
-    return _survey(model, identity, evidence)
+        return _widely(model, identity, evidence) if found is None else found
+    with in_float32(model) if is_small(model) else nullcontext():  # else rounding would blur the gains
+        return _survey(model, identity, evidence)
+
+
+def _widely(model: nn.Module, identity: ModelIdentity, evidence: Sequence[Evidence]) -> Survey:
+    """The survey of a large model with its stream in fp32, where its code lets it be."""
+    try:
+        with with_wide_stream(model):
+            return _survey(model, identity, evidence)
+    except (RuntimeError, TypeError):
+        return _survey(model, identity, evidence)
 
 
 def _from_outline(model: nn.Module, identity: ModelIdentity, evidence: Sequence[Evidence]) -> Survey | None:
@@ -171,4 +179,4 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-__all__ = ["LARGE", "Survey", "Unresolved", "survey"]
+__all__ = ["Survey", "Unresolved", "survey"]
