@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import RenderableType
+from rich.table import Table
 
 from excise.cli.options import command, settings
 from excise.cli.session import Outcome, Session
 from excise.cli.tables import heading, line, plain_table, ranges, writers_table
 from excise.config import RunConfig
+
+if TYPE_CHECKING:
+    from excise.model.proof import Proof
 
 
 @command("inspect", takes=(*settings("model", but=("allow_partial",)), "seed"))
@@ -59,27 +63,35 @@ def inspect(
         line(f"{config.model}: {survey.layers} layers, hidden size {survey.hidden}, {len(writers)} writers\n"),
         writers_table(writers),
     ]
-    missed = []
-    if unresolved:
-        table = plain_table("reason", "parameters", "layers")
-        for reason in dict.fromkeys(str(item["reason"]) for item in unresolved):
-            same = [item for item in unresolved if item["reason"] == reason]
-            names = list(dict.fromkeys(name for item in same for name in item["parameters"]))
-            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-            table.add_row(reason, ", ".join(names[:6]) + more, ranges(item["layer"] for item in same))
-        shown += [heading("Not resolved"), table]
+    missed: list[str] = []
+    if survey.unresolved:
+        shown += [heading("Not resolved"), _unresolved(unresolved)]
         missed.append(f"coverage {survey.coverage:.1%}: {len(unresolved)} places reach the stream and cannot be edited")
+    told, doubts = _proof(survey.coverage, proof)
+    shown += [line(text) for text in told]
+    return Outcome(data=data, shown=tuple(shown), missed=(*missed, *doubts))
+
+
+def _unresolved(unresolved: list[dict[str, Any]]) -> Table:
+    """What was seen that cannot be edited exactly, by reason."""
+    table = plain_table("reason", "parameters", "layers")
+    for reason in dict.fromkeys(str(item["reason"]) for item in unresolved):
+        same = [item for item in unresolved if item["reason"] == reason]
+        names = list(dict.fromkeys(name for item in same for name in item["parameters"]))
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        table.add_row(reason, ", ".join(names[:6]) + more, ranges(item["layer"] for item in same))
+    return table
+
+
+def _proof(coverage: float, proof: Proof | None) -> tuple[list[str], list[str]]:
+    """What to say about the leak, and what of it is a proof that was missed."""
     if proof is None:
-        shown.append(line(f"\ncoverage {survey.coverage:.1%}; no weights were read, so no leak was measured"))
-    else:
-        shown.append(
-            line(f"\ncoverage {survey.coverage:.1%}, leak {proof.leak:.2g} (proven below {proof.tolerance:.2g})")
-        )
-        if proof.fixed:
-            told = f"a table of positions that is not learned adds {proof.fixed:.2g}, the same for every prompt"
-            shown.append(line(f"{told}: no edit of weights removes that"))
-        if proof.leak > proof.tolerance:
-            missed.append(
-                f"the leak is {proof.leak:.2g}, not below {proof.tolerance:.2g}: something that writes was not found"
-            )
-    return Outcome(data=data, shown=tuple(shown), missed=tuple(missed))
+        return [f"\ncoverage {coverage:.1%}; no weights were read, so no leak was measured"], []
+    told = [f"\ncoverage {coverage:.1%}, leak {proof.leak:.2g} (proven below {proof.tolerance:.2g})"]
+    if proof.fixed:
+        table = f"a table of positions that is not learned adds {proof.fixed:.2g}, the same for every prompt"
+        told.append(f"{table}: no edit of weights removes that")
+    if proof.leak <= proof.tolerance:
+        return told, []
+    doubt = f"the leak is {proof.leak:.2g}, not below {proof.tolerance:.2g}: something that writes was not found"
+    return told, [doubt]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.autograd.graph import Node
 
-from excise.edit import EMBEDDING_LAYER, Role, Writer
+from excise.edit import EMBEDDING_LAYER, Writer
 from excise.model.evidence import Evidence, expand
-from excise.model.graph import Path, Walk, Write, mixes_tokens, walk
+from excise.model.findings import Path, Walk, Write
+from excise.model.graph import walk
 from excise.model.stack import Stack
+from excise.model.sublayers import role_of
 from excise.model.trace import Trace
 
 
@@ -140,7 +142,7 @@ class Assembly:
 
     def writer(self, layer: int, write: Write, first: bool) -> Writer:
         """The writer that a write belongs to. `first`: it comes before all layers."""
-        role = _role(write, self.stream - {write.node}, first=first)
+        role = role_of(write, self.stream - {write.node}, first=first)
         return Writer(
             parameter=write.parameter,
             layer=EMBEDDING_LAYER if role == "embedding" else layer,
@@ -194,21 +196,6 @@ def _later_paths(walks: list[tuple[Walk, Walk]]) -> list[list[Path]]:
         steps = [one + other for one in inside.carried or ((),) for other in before.carried or ((),)]
         later.append(list(dict.fromkeys([(), *(path + step for path in later[-1] for step in steps)])))
     return later[::-1]
-
-
-_ROLES: Mapping[str, Role] = {"softmax": "attention", "mixer": "mixer", "nonlinear": "mlp", "linear": "mlp"}
-
-
-def _role(write: Write, stream: frozenset[Node], *, first: bool) -> Role:
-    """`first`: whether the write comes before all layers. What is linear there is part of the embeddings."""
-    if write.node.name().startswith("Embedding"):
-        return "embedding"
-    kind = mixes_tokens(write, stream)
-    if first and kind == "linear":
-        return "embedding"
-    if write.expert_axis is not None or write.routed:
-        return "expert"
-    return _ROLES[kind]
 
 
 def _move(writer: Writer, old: str, new: str) -> Writer:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from excise.model.graph import GainStep, Path
+from excise.model.findings import GainStep, Path
 
 
 def with_gains(

@@ -16,12 +16,12 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from excise.model.views import children_of, parameter_axes, through_views, variable_of
+from excise.model.findings import Blocked, GainStep, Path, Walk, Write
+from excise.model.views import NONLINEAR, children_of, parameter_axes, shape_of, through_views, variable_of
 
 # Products, with the places of (left, right, bias) among their inputs. `right` None: an op whose weight is [out, in, …].
 _PRODUCTS: dict[str, tuple[int, int | None, int | None]] = {
@@ -39,78 +39,7 @@ _WEIGHT_FIRST: dict[str, tuple[int, int, int]] = {  # places of (input, weight, 
 }
 _NORMS = ("NativeLayerNormBackward", "FusedRmsNormBackward", "RmsNormBackward")
 _ROUTING = ("IndexAdd", "IndexPut", "Scatter", "Gather", "Index")
-_NONLINEAR = tuple(
-    f"{kind}Backward"
-    for kind in ("Sigmoid", "Silu", "Gelu", "Relu", "Tanh", "Softmax", "Exp", "Pow", "Clamp", "Cumsum", "Softplus")
-)
 _NEAR = 24  # a norm's scale is a few operations away from what it scales
-_MIXING = ("ConvolutionBackward", "Cumsum")
-_ATTENTION = ("ScaledDotProduct", "FlexAttention", "Logsumexp")
-
-
-@dataclass(frozen=True, eq=False)
-class GainStep:
-    """What happens to a write on its way to the residual add.
-
-    values     the factor of every component; None where a norm has no gain, or the weights are not there to be read
-    parameter  the name of the gain
-    centred    whether a LayerNorm also removes the mean
-    part       the components that are written, where the stream is put together from several vectors
-    """
-
-    values: Float[Tensor, " hidden"] | None = None
-    parameter: str | None = None
-    centred: bool = False
-    part: slice | None = None
-
-
-Path = tuple[GainStep, ...]
-"""What a write passes on its way to the stream, from the stream back to the write."""
-
-
-@dataclass(frozen=True)
-class Write:
-    """One product (or lone vector) that is added to the residual stream, as the walk met it.
-
-    routed  whether an index sends tokens to it, as to an expert
-    normed  whether it passes a norm: scaled by a number that depends on the write itself
-    inputs  what it was computed from
-    """
-
-    node: Node
-    parameter: str
-    axis: int
-    expert_axis: int | None
-    bias: str | None
-    gains: Path
-    routed: bool
-    normed: bool
-    inputs: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Blocked:
-    """A path to the residual stream that is not a plain write, with what was seen there and on the way to it."""
-
-    reason: str
-    parameters: tuple[str, ...]
-    gains: Path
-
-
-@dataclass(frozen=True)
-class Walk:
-    """What one walk found.
-
-    carried   the paths by which the stream itself arrives: one without gains in most models
-    passed    the nodes that lie on the stream: where a sublayer that writes to it gets its input from
-    constant  whether something was added that is no parameter and does not depend on one
-    """
-
-    writes: tuple[Write, ...]
-    blocked: tuple[Blocked, ...]
-    carried: tuple[Path, ...]
-    passed: frozenset[Node]
-    constant: bool
 
 
 def walk(outputs: Collection[Node], *, streams: Collection[Node], names: Mapping[int, str], hidden: int) -> Walk:
@@ -185,7 +114,7 @@ class _Walker:
             self.block(f"an operation of the model's own ({_short(name)}) writes to the stream", node, way)
         elif name.startswith("WhereBackward"):
             yield from ((child, way) for child in self.chosen(node))
-        elif name.startswith(_NONLINEAR):
+        elif name.startswith(NONLINEAR):
             self.block(f"a nonlinearity ({_short(name)}) lies between a write and the residual add", node, way)
         else:
             way = replace(way, routed=True) if name.startswith(_ROUTING) else way
@@ -232,14 +161,14 @@ class _Walker:
         So do hyper-connections: (streams, streams) @ (streams, hidden).
         """
         places = next((place for kind, place in _PRODUCTS.items() if node.name().startswith(kind)), None)
-        shape = _shape(node, 0)
+        shape = shape_of(node, 0)
         if places is None or len(shape) < 2:
             return None
         left, right, _ = places
         for place, axis in ((right, -1), (left, -2)):
             if shape[axis] == self.hidden and place is not None:
                 child, output = node.next_functions[place]
-                if child is not None and _shape(child, output)[axis] == self.hidden:
+                if child is not None and shape_of(child, output)[axis] == self.hidden:
                     return child
         return None
 
@@ -350,7 +279,7 @@ class _Walker:
     def factor_kind(self, operand: tuple[Node | None, int], value: Tensor | None) -> str:
         """`scale`: the same number for the whole residual axis; `gain`: fixed per component; `gate`: neither."""
         node, output = operand
-        shape = value.shape if node is None and value is not None else None if node is None else _shape(node, output)
+        shape = value.shape if node is None and value is not None else None if node is None else shape_of(node, output)
         if not shape or shape[-1] == 1:  # autograd keeps no copy of python scalars
             return "scale"
         fixed = node is None or self.only_parameters(node)
@@ -363,14 +292,14 @@ class _Walker:
 
     def parts(self, node: Node) -> list[tuple[Node, GainStep]]:
         """The vectors that are put side by side into one of the stream's width, and where each of them lies."""
-        shape, at = _shape(node, 0), 0
+        shape, at = shape_of(node, 0), 0
         if shape[-1] != self.hidden or _signed(node._saved_dim) not in (-1, len(shape) - 1):  # type: ignore[attr-defined]
             return []
         found = []
         for index, (child, output) in enumerate(node.next_functions):
             if child is None:
                 return []
-            width = _shape(child, output)[-1]
+            width = shape_of(child, output)[-1]
             step = self.steps.setdefault((node, index), GainStep(part=slice(at, at + width)))
             found.append((child, step))
             at += width
@@ -443,41 +372,6 @@ class _Walker:
         return tuple(names)
 
 
-def mixes_tokens(write: Write, stream: Collection[Node]) -> str:
-    """How the input of a write came about: `softmax` attention, another token `mixer`, another `nonlinear` function, or
-    `linear`ly.
-
-    The walk goes outwards from the write, so that the nearest mixing counts, and stops where the sublayer's input comes
-    from (`stream`: nodes on the stream, and other writes), so that another sublayer does not.
-    """
-    queue, visited, kind = deque(write.inputs), set(write.inputs), "linear"
-    selected: set[int] = set()
-    while queue:
-        node = queue.popleft()
-        if node in stream:
-            continue
-        name = node.name()
-        if name.startswith(_ATTENTION) or "Softmax" in name:
-            return "softmax"
-        if name.startswith("BmmBackward") and not _weighs(node):
-            factors = [through_views(child) for child in children_of(node)]
-            return "softmax" if any(factor and "Softmax" in factor.name() for factor in factors) else "mixer"
-        if name.startswith(_MIXING):
-            return "mixer"
-        if name.startswith("SelectBackward"):
-            selected.add(int(getattr(node, "_saved_index")))  # noqa: B009 - a C++ attribute
-        kind = "nonlinear" if name.startswith(_NONLINEAR) else kind
-        new = [child for child in children_of(node) if child not in visited]
-        visited.update(new)
-        queue.extend(new)
-    return "mixer" if len(selected) > 2 else kind  # a loop over tokens selects them one by one
-
-
-def _weighs(node: Node) -> bool:
-    """Whether one factor of a product is a parameter."""
-    return any(parameter_axes(operand) for operand, _ in node.next_functions)
-
-
 def _present(node: Node | None) -> tuple[Node, ...]:
     return () if node is None else (node,)
 
@@ -485,11 +379,6 @@ def _present(node: Node | None) -> tuple[Node, ...]:
 def _is_custom(node: object) -> bool:
     """Whether an operation is a `torch.autograd.Function` of somebody's own."""
     return isinstance(node, BackwardCFunction)
-
-
-def _shape(node: Node, output: int) -> tuple[int, ...]:
-    """The shape of what a node computed, as its `output`-th result."""
-    return tuple(node._input_metadata[output].shape)
 
 
 def _signed(value: int) -> int:
@@ -510,4 +399,4 @@ def _short(name: str) -> str:
     return name.partition("Backward")[0]
 
 
-__all__ = ["Blocked", "GainStep", "Path", "Walk", "Write", "mixes_tokens", "walk"]
+__all__ = ["walk"]

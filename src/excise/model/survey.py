@@ -20,8 +20,8 @@ from excise.errors import SurveyError
 from excise.model.assembly import Assembly, Unresolved
 from excise.model.causal import causal_tokens, check_causal
 from excise.model.evidence import Evidence
+from excise.model.findings import Path
 from excise.model.gains import with_gains
-from excise.model.graph import Path
 from excise.model.precision import LARGE, in_float32, is_small, with_wide_stream
 from excise.model.shapes import ShapesOnly, outline_of
 from excise.model.stack import find_stack

@@ -1,9 +1,15 @@
-"""Autograd nodes that only view a tensor: which parameter lies behind one, and which of its axes is where."""
+"""Reading autograd nodes: what they were computed from, and which parameter lies behind one that only views a tensor."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.autograd.graph import Node
+
+NONLINEAR = tuple(
+    f"{kind}Backward"
+    for kind in ("Sigmoid", "Silu", "Gelu", "Relu", "Tanh", "Softmax", "Exp", "Pow", "Clamp", "Cumsum", "Softplus")
+)
+"""Operations that leave no direction where it is."""
 
 
 def parameter_axes(node: Node | None) -> tuple[Tensor, list[int | None], list[int]] | None:
@@ -77,6 +83,11 @@ def through_views(node: Node) -> Node | None:
 def children_of(node: Node) -> list[Node]:
     """The nodes whose results a node was computed from."""
     return [child for child, _ in node.next_functions if child is not None]
+
+
+def shape_of(node: Node, output: int) -> tuple[int, ...]:
+    """The shape of what a node computed, as its `output`-th result."""
+    return tuple(node._input_metadata[output].shape)
 
 
 def variable_of(node: Node) -> Tensor:
