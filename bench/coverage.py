@@ -106,7 +106,7 @@ def _surveyed(kind: str, place: Path) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - one architecture must not stop the others
         return {"not_built": _words(error)}
     row: dict[str, Any] = {"class": type(built).__name__, "writers": []}
-    model = excise.EditableModel(built)
+    model = excise.EditableModel(built, allow_partial=True)
     try:
         writers = [writer for writer in model.survey.writers if writer.role != "embedding"]
         writers = [writer for writer in writers if built.get_parameter(writer.parameter).ndim > 1]  # no lone vectors

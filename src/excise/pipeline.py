@@ -49,6 +49,7 @@ def run(
             trust_remote_code=config.trust_remote_code,
             offline=config.offline,
             evidence=config.evidence,
+            allow_partial=config.allow_partial,
         )
         job = Job(config, behavior, splits, loaded, directory, progress)
         job.seconds["load"] = time.perf_counter() - began

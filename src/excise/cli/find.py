@@ -34,7 +34,7 @@ def find(
         raise OutputExistsError(f"{out} exists", hint="remove it, or choose another --out")
     behavior = Behavior.from_config(config)
     splits = behavior.splits(SplitSizes(*config.splits), seed=config.seed, offline=config.offline)
-    model = session.load_model(config)
+    model = session.load_model(config, allow_partial=config.allow_partial)
     missed = session.prove(model, config)
     directions = find_directions(
         model,

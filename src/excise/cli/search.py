@@ -25,7 +25,7 @@ def search(session: Session, config: RunConfig) -> Outcome:
     behavior = Behavior.from_config(config)
     splits = behavior.splits(SplitSizes(*config.splits), seed=config.seed, offline=config.offline)
     with RunDirectory.open(config.directory, config={**config.identity(), "command": "search"}) as run:
-        model = session.load_model(config)
+        model = session.load_model(config, allow_partial=config.allow_partial)
         missed = session.prove(model, config)
         found = find_edits(
             model,

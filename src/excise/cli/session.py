@@ -72,8 +72,11 @@ class Session:
     progress: Progress
     stdout: Stream
 
-    def load_model(self, config: RunConfig, *, name: str | None = None) -> EditableModel:
-        """Load the model of the settings, or another one in the same way, and say so while it lasts."""
+    def load_model(self, config: RunConfig, *, name: str | None = None, allow_partial: bool = True) -> EditableModel:
+        """Load the model of the settings, or another one in the same way, and say so while it lasts.
+
+        allow_partial  what makes no edit does not ask whether the model can be edited exactly
+        """
         from excise.model import load
 
         self.progress("load", 0, 1, "model")
@@ -85,6 +88,7 @@ class Session:
             trust_remote_code=config.trust_remote_code,
             offline=config.offline,
             evidence=config.evidence if name is None else None,
+            allow_partial=allow_partial,
         )
         self.progress("load", 1, 1, "model")
         return model
@@ -105,6 +109,7 @@ class Session:
             trust_remote_code=config.trust_remote_code,
             offline=config.offline,
             evidence=() if config.evidence is None else read_evidence(config.evidence),
+            allow_partial=True,
         )
 
     def prove(self, model: EditableModel, config: RunConfig) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from excise.model.checkpoint import model_identity
 from excise.model.evidence import Evidence
 from excise.model.generate import generate
 from excise.model.inputs import text_module
-from excise.model.proof import Proof
+from excise.model.proof import Proof, refusal
 from excise.model.survey import Survey, survey
 from excise.model.template import ChatTemplate
 
@@ -33,6 +33,7 @@ class EditableModel:
     tokenizer  needed only for what handles text
     path       the local checkpoint directory it came from; None for a model that exists in memory alone
     evidence   writers that somebody vouches for (`excise.model.evidence`), where the survey cannot see them
+    allow_partial  go on with a survey that says what cannot be edited exactly, instead of refusing the model
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class EditableModel:
         name: str | None = None,
         revision: str | None = None,
         evidence: Sequence[Evidence] = (),
+        allow_partial: bool = False,
     ) -> None:
         self.hf_model = hf_model
+        self.allow_partial = allow_partial
         self.evidence = tuple(evidence)
         self.hf_model.eval()
         self._tokenizer = tokenizer
@@ -102,8 +105,15 @@ class EditableModel:
 
     @cached_property
     def survey(self) -> Survey:
-        """Every writer of the residual stream; found once. Raises `SurveyError`."""
-        return survey(self.hf_model, identity=self.identity, evidence=self.evidence)
+        """Every writer of the residual stream; found once.
+
+        Raises `SurveyError`, with the parameters and the reason, where something that reaches the stream cannot be
+        edited exactly, unless `allow_partial`; and for a model that is no causal decoder.
+        """
+        found = survey(self.hf_model, identity=self.identity, evidence=self.evidence)
+        if found.unresolved and not self.allow_partial:
+            raise refusal(self.name, found)
+        return found
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -120,10 +130,7 @@ class EditableModel:
         return probe.leak(self.hf_model, self.survey, direction=direction, seed=seed)
 
     def prove(self, *, seed: int = 0) -> Proof:
-        """The survey and its leak, and what keeps them from being a proof.
-
-        `Proof.required()` raises `SurveyError` where there is such a thing.
-        """
+        """The survey and its leak, and what keeps them from being a proof. Raises what `survey` raises."""
         self._require_weights()
         found = probe.leaks(self.hf_model, self.survey, seed=seed)
         fixed = found.whole if found.whole > self.leak_tolerance >= found.varying else 0.0

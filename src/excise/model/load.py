@@ -40,6 +40,7 @@ def load(
     trust_remote_code: bool = False,
     offline: bool = False,
     evidence: str | Path | None = None,
+    allow_partial: bool = False,
 ) -> EditableModel:
     """Load a model and its tokenizer from a local directory or a Hub id.
 
@@ -49,6 +50,7 @@ def load(
     trust_remote_code  run modelling code that comes with the checkpoint
     offline            use only what is on this machine
     evidence           a file that names writers of an odd architecture (`excise.model.evidence`)
+    allow_partial      go on where some of what writes to the residual stream cannot be edited exactly
 
     Raises `ModelError` (not there, not a causal language model), `CheckpointError` (weights truncated, corrupted, or
     pickled), `InputError` (an unknown dtype, an evidence file that cannot be used).
@@ -81,6 +83,7 @@ def load(
         name=str(name_or_path),
         revision=revision,
         evidence=vouched,
+        allow_partial=allow_partial,
     )
 
 

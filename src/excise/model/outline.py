@@ -19,6 +19,7 @@ def outline(
     trust_remote_code: bool = False,
     offline: bool = False,
     evidence: Sequence[Evidence] = (),
+    allow_partial: bool = False,
 ) -> EditableModel:
     """The architecture of a model, in no more memory than its names take: it can be surveyed, and nothing else.
 
@@ -27,4 +28,10 @@ def outline(
     directory = locate(str(name_or_path), revision=revision, offline=offline, weights=False)
     config = read_config(directory, trust_remote_code)
     architecture = skeleton(config, auto_class_for(config, directory), trust_remote_code=trust_remote_code)
-    return EditableModel(without_dispatch(architecture), name=str(name_or_path), revision=revision, evidence=evidence)
+    return EditableModel(
+        without_dispatch(architecture),
+        name=str(name_or_path),
+        revision=revision,
+        evidence=evidence,
+        allow_partial=allow_partial,
+    )

@@ -8,6 +8,10 @@ from excise.errors import SurveyError
 from excise.model.survey import Survey
 
 _SHOWN = 4
+_HINT = (
+    "`excise inspect` lists what was found; --allow-partial goes on all the same, "
+    "and --evidence FILE can name what the survey cannot see"
+)
 
 
 @dataclass(frozen=True)
@@ -32,24 +36,30 @@ class Proof:
     @property
     def doubt(self) -> str:
         """What was seen that cannot be edited exactly, by reason and parameter; and the leak."""
-        reasons: dict[str, list[str]] = {}
-        for item in self.survey.unresolved:
-            reasons.setdefault(item.reason, []).extend(item.parameters or (f"layer {item.layer}",))
-        seen = "; ".join(f"{reason} ({_listed(names)})" for reason, names in reasons.items())
-        return (
-            f"{self.name} is not fully covered: leak {self.leak:.1e}, coverage {self.survey.coverage:.0%}; "
-            f"{seen or 'nothing odd was seen'}"
-        )
+        seen = _reasons(self.survey) or "nothing odd was seen"
+        return f"{_covered(self.name, self.survey)}, leak {self.leak:.1e}; {seen}"
 
     def required(self) -> Proof:
         """The proof itself. Raises `SurveyError` where it does not hold."""
         if not self.holds:
-            raise SurveyError(
-                self.doubt,
-                hint="`excise inspect` lists what was found; --allow-partial goes on all the same, "
-                "and --evidence FILE can name what the survey cannot see",
-            )
+            raise SurveyError(self.doubt, hint=_HINT)
         return self
+
+
+def refusal(name: str, survey: Survey) -> SurveyError:
+    """The error for a model of which a part cannot be edited exactly: the reasons, and the parameters."""
+    return SurveyError(f"{_covered(name, survey)}; {_reasons(survey)}", hint=_HINT)
+
+
+def _covered(name: str, survey: Survey) -> str:
+    return f"{name} is not fully covered: coverage {survey.coverage:.0%}"
+
+
+def _reasons(survey: Survey) -> str:
+    reasons: dict[str, list[str]] = {}
+    for item in survey.unresolved:
+        reasons.setdefault(item.reason, []).extend(item.parameters or (f"layer {item.layer}",))
+    return "; ".join(f"{reason} ({_listed(names)})" for reason, names in reasons.items())
 
 
 def _listed(names: list[str]) -> str:

@@ -53,7 +53,7 @@ def _origin(write: Write, stream: Collection[Node]) -> str:
             return "softmax" if any(factor and "Softmax" in factor.name() for factor in factors) else "mixer"
         if name.startswith(_MIXING):
             return "mixer"
-        if name.startswith("SelectBackward"):
+        if name.startswith("SelectBackward") and parameter_axes(node) is None:
             selected.add(int(getattr(node, "_saved_index")))  # noqa: B009 - a C++ attribute
         kind = "nonlinear" if name.startswith(NONLINEAR) else kind
         new = [child for child in children_of(node) if child not in visited]

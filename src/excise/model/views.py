@@ -1,4 +1,4 @@
-"""Reading autograd nodes: what they were computed from, and which parameter lies behind one that only views a tensor."""
+"""Reading autograd nodes: what they come from, and which parameter lies behind one that only views a tensor."""
 
 from __future__ import annotations
 
