@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from excise import EditableModel
+from excise.errors import SurveyError
 from excise.model.precision import with_wide_stream
 from excise.model.probe import leak
 from zoo.build import build
@@ -61,3 +63,21 @@ def test_only_large_matrices_keep_their_dtype(monkeypatch: pytest.MonkeyPatch) -
         kept = {name for name, value in model.named_parameters() if value.dtype == torch.bfloat16}
     assert kept == {name for name, value in model.named_parameters() if value.numel() >= 5000}
     assert kept
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "mixtral"])
+def test_an_offloaded_model_is_surveyed_by_its_outline_and_probed_as_it_is(kind: str) -> None:
+    whole = EditableModel(build(kind)).survey
+    hf_model = cpu_offload(build(kind), execution_device=torch.device("cpu"))
+    assert all(parameter.is_meta for parameter in hf_model.parameters())
+    model = EditableModel(hf_model)
+    assert model.has_weights
+    assert model.survey.writers == whole.writers
+    assert model.leak() < 1e-6
+    assert {parameter.dtype for parameter in hf_model.parameters()} == {torch.float32}
+
+
+def test_an_offloaded_model_whose_weights_are_needed_is_refused() -> None:
+    hf_model = cpu_offload(build("openai-gpt"), execution_device=torch.device("cpu"))
+    with pytest.raises(SurveyError, match="offloaded"):
+        _ = EditableModel(hf_model).survey

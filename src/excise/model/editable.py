@@ -20,6 +20,7 @@ from excise.model.checkpoint import model_identity
 from excise.model.evidence import Evidence
 from excise.model.generate import generate
 from excise.model.inputs import text_module
+from excise.model.precision import is_outline
 from excise.model.proof import Proof, refusal
 from excise.model.survey import Survey, survey
 from excise.model.template import ChatTemplate
@@ -69,7 +70,7 @@ class EditableModel:
     @property
     def has_weights(self) -> bool:
         """Whether there is more than an outline: names and shapes on the meta device."""
-        return not next(self.hf_model.parameters()).is_meta
+        return not is_outline(self.hf_model)
 
     @property
     def device(self) -> torch.device:

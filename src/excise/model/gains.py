@@ -36,6 +36,7 @@ def gain_of(model: nn.Module, parameter: str, hidden: int) -> Float[Tensor, " hi
     if next(owner.children(), None) is not None or any(value.ndim != 1 for value in owner.parameters()):
         return None
     device = model.get_parameter(parameter).device
+    device = torch.device("cpu") if device.type == "meta" else device  # offloaded: it is brought where the input is
     vector = torch.tensor([1.0, -1.0], device=device).repeat((hidden + 1) // 2)[:hidden]
     if hidden % 2:
         vector[-3:] = torch.tensor([1.0, 1.0, -2.0], device=device)

@@ -28,6 +28,17 @@ def is_small(model: nn.Module) -> bool:
     return plain and sum(parameter.numel() for parameter in parameters) < LARGE
 
 
+def is_outline(model: nn.Module) -> bool:
+    """Whether a model has names and shapes alone. One whose weights are offloaded has them, wherever they lie."""
+    hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
+    return not hooked and all(parameter.is_meta for parameter in model.parameters())
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether weights come from elsewhere for each pass, and are gone after it."""
+    return not is_outline(model) and any(parameter.is_meta for parameter in model.parameters())
+
+
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
     """Compute in fp32 inside the block; the model's own tensors return after it."""

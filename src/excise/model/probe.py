@@ -20,7 +20,7 @@ from excise.edit import Edit
 from excise.model.causal import causal_tokens, check_causal
 from excise.model.inputs import run
 from excise.model.live import applied
-from excise.model.precision import LARGE, in_float32, is_small, with_wide_stream
+from excise.model.precision import LARGE, in_float32, is_offloaded, is_small, with_wide_stream
 from excise.model.survey import Survey
 from excise.model.trace import attached, streams_in, streams_of
 
@@ -69,6 +69,8 @@ def leaks(
     if is_small(model):
         with in_float32(model), applied(model, edit):
             return measure(model, survey, direction, seed=seed)
+    if is_offloaded(model):
+        _STREAM_STAYS_NARROW.add(model)  # its parameters are others in every pass
     if model not in _STREAM_STAYS_NARROW:
         try:
             with with_wide_stream(model), applied(model, edit, exact=True):

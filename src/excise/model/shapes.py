@@ -73,7 +73,7 @@ def outline_of(model: nn.Module) -> PreTrainedModel | None:
             outline: PreTrainedModel = type(model)._from_config(copy.deepcopy(model.config))
     except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError):
         return None  # a class that asks for more than its configuration
-    mine, theirs = dict(model.named_parameters()), dict(outline.named_parameters())
+    mine, theirs = (dict(either.named_parameters(remove_duplicate=False)) for either in (model, outline))
     alike = mine.keys() == theirs.keys() and all(
         parameter.shape == theirs[name].shape or not parameter.is_floating_point() for name, parameter in mine.items()
     )

@@ -22,7 +22,7 @@ from excise.model.causal import causal_tokens, check_causal
 from excise.model.evidence import Evidence
 from excise.model.findings import Path
 from excise.model.gains import with_gains
-from excise.model.precision import LARGE, in_float32, is_small, with_wide_stream
+from excise.model.precision import LARGE, in_float32, is_offloaded, is_outline, is_small, with_wide_stream
 from excise.model.shapes import ShapesOnly, outline_of
 from excise.model.stack import find_stack
 from excise.model.trace import Trace
@@ -93,7 +93,7 @@ def survey(model: nn.Module, *, identity: ModelIdentity, evidence: Sequence[Evid
     without its weights where that is enough; so is one that has none. Raises `SurveyError` when no chain of decoder
     layers can be seen, or the model looks at later tokens (it is not a causal language model).
     """
-    if next(model.parameters()).is_meta:
+    if is_outline(model):
         try:
             return _without_weights(model, identity, evidence)
         except _VALUES_NEEDED as error:
@@ -101,7 +101,7 @@ def survey(model: nn.Module, *, identity: ModelIdentity, evidence: Sequence[Evid
                 f"{identity.name} cannot be surveyed without its weights: what it runs depends on their values",
                 hint="inspect it with its weights",
             ) from error
-    if sum(parameter.numel() for parameter in model.parameters()) >= LARGE:
+    if sum(parameter.numel() for parameter in model.parameters()) >= LARGE or is_offloaded(model):
         found = _from_outline(model, identity, evidence)
         return _widely(model, identity, evidence) if found is None else found
     with in_float32(model) if is_small(model) else nullcontext():  # else rounding would blur the gains
@@ -110,6 +110,11 @@ def survey(model: nn.Module, *, identity: ModelIdentity, evidence: Sequence[Evid
 
 def _widely(model: nn.Module, identity: ModelIdentity, evidence: Sequence[Evidence]) -> Survey:
     """The survey of a large model with its stream in fp32, where its code lets it be."""
+    if is_offloaded(model):
+        raise SurveyError(
+            f"{identity.name} has to be surveyed with its weights, and some of them are offloaded",
+            hint="load it on one device, or in a smaller dtype",
+        )
     try:
         with with_wide_stream(model):
             return _survey(model, identity, evidence)
