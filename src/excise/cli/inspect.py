@@ -10,7 +10,7 @@ from rich.table import Table
 
 from excise.cli.options import command, settings
 from excise.cli.session import Outcome, Session
-from excise.cli.tables import heading, line, plain_table, ranges, writers_table
+from excise.cli.tables import heading, line, pattern, plain_table, ranges, writers_table
 from excise.config import RunConfig
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _unresolved(unresolved: list[dict[str, Any]]) -> Table:
     table = plain_table("reason", "parameters", "layers")
     for reason in dict.fromkeys(str(item["reason"]) for item in unresolved):
         same = [item for item in unresolved if item["reason"] == reason]
-        names = list(dict.fromkeys(name for item in same for name in item["parameters"]))
+        names = list(dict.fromkeys(pattern(name) for item in same for name in item["parameters"]))
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
         table.add_row(reason, ", ".join(names[:6]) + more, ranges(item["layer"] for item in same))
     return table
@@ -93,5 +93,5 @@ def _proof(coverage: float, proof: Proof | None) -> tuple[list[str], list[str]]:
         told.append(f"{table}: no edit of weights removes that")
     if proof.leak <= proof.tolerance:
         return told, []
-    doubt = f"the leak is {proof.leak:.2g}, not below {proof.tolerance:.2g}: something that writes was not found"
-    return told, [doubt]
+    why = "that remains" if proof.survey.unresolved else "something that writes was not found"
+    return told, [f"the leak is {proof.leak:.2g}, not below {proof.tolerance:.2g}: {why}"]

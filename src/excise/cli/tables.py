@@ -27,7 +27,7 @@ def writers_table(writers: Sequence[Mapping[str, Any]]) -> Table:
     for writer in writers:
         rows[
             writer["role"],
-            _INDEX.sub(".*", writer["parameter"]),
+            pattern(writer["parameter"]),
             writer["axis"],
             writer.get("expert_axis"),
             writer.get("bias") is not None,
@@ -39,6 +39,11 @@ def writers_table(writers: Sequence[Mapping[str, Any]]) -> Table:
         where = "" if role == "embedding" else ranges(layers)
         table.add_row(role, parameter, where, str(axis), experts, "yes" if bias else "", "yes" if gain else "")
     return table
+
+
+def pattern(parameter: str) -> str:
+    """A parameter's name with `*` for every index: the same for all layers."""
+    return _INDEX.sub(".*", parameter)
 
 
 def score_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
