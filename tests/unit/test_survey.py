@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from excise import EditableModel, ExciseError
 from excise.model.probe import leak
+from zoo import build as architectures
 from zoo.tiny import CONFIGS, build, random_tokens
 
 KINDS = sorted(CONFIGS)
@@ -86,6 +87,13 @@ def test_a_bidirectional_model_is_refused() -> None:
     )
     with pytest.raises(ExciseError, match="causal"):
         _ = EditableModel(AutoModelForCausalLM.from_config(config)).survey
+
+
+def test_a_model_whose_cache_cannot_be_laid_out_is_taken_by_its_word() -> None:
+    """BLT cuts bytes into patches by what follows them, and its configuration has no number of layers."""
+    model = EditableModel(architectures.build("blt", seed=1))
+    assert model.survey.coverage == 1.0
+    assert model.leak() < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma2", "gpt_oss"])

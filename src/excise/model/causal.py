@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -42,6 +44,9 @@ def check_causal(model: nn.Module, stream: Float[Tensor, ...], tokens: Int[Tenso
 
 
 def _caches(model: nn.Module, tokens: Int[Tensor, "rows length"]) -> bool:
-    with torch.no_grad():
-        output = run(model, tokens, use_cache=True)
+    try:
+        with torch.no_grad():
+            output = run(model, tokens, use_cache=True)
+    except (AttributeError, RuntimeError):  # a cache that Transformers cannot lay out (BLT's)
+        return "past_key_values" in inspect.signature(model.forward).parameters
     return getattr(output, "past_key_values", None) is not None
