@@ -158,10 +158,10 @@ def _learns_more(
 
 
 def _probe_tokens(model: nn.Module, survey: Survey, seed: int) -> Tensor:
-    """A few tokens, which on a CPU cost hardly more than reading the weights; more where experts are separate modules,
-    each of which must be visited."""
+    """Of a large model a few tokens, which on a CPU cost hardly more than reading the weights; more where experts are
+    separate modules, each of which must be visited."""
     separate = any(writer.role == "expert" and writer.expert_axis is None for writer in survey.writers)
-    rows, length = (4, 64) if separate else (3 if survey.fixed else 2, 8)
+    rows, length = (4, 64) if separate else (3 if survey.fixed else 2, 30 if is_small(model) else 8)
     return causal_tokens(model, rows=rows, length=length, seed=seed + 1)
 
 

@@ -141,7 +141,7 @@ def _without_weights(model: nn.Module, identity: ModelIdentity, evidence: Sequen
 
 
 def _survey(model: nn.Module, identity: ModelIdentity, evidence: Sequence[Evidence]) -> Survey:
-    tokens = causal_tokens(model, rows=2, length=8, seed=0)
+    tokens = causal_tokens(model, rows=2, length=30 if is_small(model) else 8, seed=0)
     with _evaluating(model):
         trace = Trace.record(model, tokens)
         stack = find_stack(model, trace, tokens)
