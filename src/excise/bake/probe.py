@@ -11,7 +11,8 @@ from excise.bake.write import bake
 from excise.edit import Edit
 from excise.errors import CheckpointError
 from excise.model import EditableModel, load
-from excise.model.probe import EXACT_BELOW, measure
+from excise.model.precision import LARGE, parameter_count
+from excise.model.probe import measure
 from excise.progress import Progress, silent
 
 
@@ -31,7 +32,7 @@ def baked_leak(
     """
     if model.path is None:
         raise CheckpointError(f"{model.name} has no checkpoint to bake into", hint="load the model from a directory")
-    if sum(parameter.numel() for parameter in model.hf_model.parameters()) >= EXACT_BELOW:
+    if parameter_count(model.hf_model) >= LARGE:
         return None
     direction = torch.randn(model.hidden, generator=torch.Generator().manual_seed(seed))
     edit = Edit.project(model.survey, direction, strength=1.0, embedding=True)

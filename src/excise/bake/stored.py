@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import torch
 
+from excise.bake.formats.plain import DTYPES
 from excise.bake.result import Check
 from excise.bake.source import PlannedTensor, Source
 from excise.bake.threads import one_thread_each
@@ -103,17 +104,13 @@ def _compare_edited(source: BinaryIO, file: BinaryIO, tensor: PlannedTensor, tal
         tally.infinite.append(tensor.entry.key)
 
 
-_DTYPES = {
-    "F32": (torch.int32, torch.float32),
-    "BF16": (torch.int16, torch.bfloat16),
-    "F16": (torch.int16, torch.float16),
-}
 _ARITHMETIC = 8 * float(torch.finfo(torch.float32).eps)
 
 
 def _differing(one: memoryview, other: memoryview, dtype: str) -> tuple[int, int]:
     """How many elements differ by more than rounding explains, and how many by exactly one step of their dtype."""
-    whole, kind = _DTYPES[dtype]
+    kind = DTYPES[dtype]
+    whole = torch.int32 if kind.itemsize == 4 else torch.int16
     mine, theirs = (torch.frombuffer(bytearray(data), dtype=whole) for data in (one, other))
     steps = (mine.long() - theirs.long()).abs()
     exact, written = theirs.view(kind).double(), mine.view(kind).double()

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from excise.bake import stored
+from excise.bake.formats.plain import DTYPES
 from excise.bake.keys import KeyMap
 from excise.bake.live import compare, roundoff
 from excise.bake.result import Check, VerifyReport
@@ -18,13 +17,13 @@ from excise.edit import Edit
 from excise.errors import CheckpointError, ExciseError
 from excise.model.checkpoint import Checkpoint
 from excise.model.load import auto_class_for, read_config, skeleton
+from excise.model.precision import LARGE
 from excise.progress import Progress, silent
 
 if TYPE_CHECKING:
     from excise.model import EditableModel
 
-_EXACT = 1_000_000_000  # parameters up to which the comparison computes in fp32
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_EXACT = LARGE  # parameters up to which the comparison computes in fp32
 
 
 def verify(
@@ -96,7 +95,7 @@ def _live(
     progress: Progress,
 ) -> VerifyReport:
     dtypes = {tensor.entry.dtype for tensor in planned.values()} or {"F32"}
-    unit = max(roundoff(_DTYPES[dtype]) for dtype in dtypes)
+    unit = max(roundoff(DTYPES[dtype]) for dtype in dtypes)
     parameters = sum(math.prod(entry.shape) for entry in source.checkpoint.tensors.values())
     result = compare(
         out,

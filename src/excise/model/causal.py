@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from excise.errors import SurveyError
-from excise.model.inputs import run, sample_tokens
+from excise.model.inputs import accepts, run, sample_tokens
 from excise.model.stack import token_axis
 
 
@@ -48,5 +46,5 @@ def _caches(model: nn.Module, tokens: Int[Tensor, "rows length"]) -> bool:
         with torch.no_grad():
             output = run(model, tokens, use_cache=True)
     except (AttributeError, RuntimeError):  # a cache that Transformers cannot lay out (BLT's)
-        return "past_key_values" in inspect.signature(model.forward).parameters
+        return accepts(model, "past_key_values")
     return getattr(output, "past_key_values", None) is not None

@@ -3,7 +3,6 @@ result the one it has on its own."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 
 from excise.errors import ModelError
 from excise.model.agreement import limit, logits_difference, residual_difference
-from excise.model.inputs import text_module, without_images
+from excise.model.inputs import accepts, text_module, without_images
+from excise.model.precision import is_out_of_memory
 from excise.model.streams import residuals_taken
 from excise.progress import Progress, silent
 
@@ -174,12 +174,6 @@ def inputs_of(module: nn.Module, batch: Batch) -> dict[str, Any]:
         offered |= {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
     known = {name: value for name, value in offered.items() if accepts(module, name)}
     return {"input_ids": batch.input_ids, **known, **without_images(module, batch.input_ids)}
-
-
-def accepts(module: nn.Module, name: str) -> bool:
-    """Whether `module.forward` names this parameter (wrappers are looked through)."""
-    parameters = inspect.signature(module.forward).parameters
-    return name in parameters
 
 
 @dataclass(frozen=True)
@@ -344,9 +338,3 @@ def _unless_out_of_memory(work: Callable[[], Result], *, single: bool) -> tuple[
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether PyTorch says that memory ran out, on whatever device."""
-    message = str(error).lower()
-    return "out of memory" in message or "can't allocate memory" in message

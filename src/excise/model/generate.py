@@ -17,7 +17,6 @@ from excise.model.agreement import logits_agree
 from excise.model.forward import (
     Rows,
     TokenModel,
-    accepts,
     inputs_of,
     last_logits,
     pad_id,
@@ -27,7 +26,7 @@ from excise.model.forward import (
     rows_that_fit,
     run_in_batches,
 )
-from excise.model.inputs import text_module, without_images
+from excise.model.inputs import accepts, text_module, without_images
 from excise.model.stock import TEXT_EVERY, generate_stock, up_to_end
 from excise.model.template import ChatTemplate
 from excise.progress import Progress, silent

@@ -11,9 +11,9 @@ What the walk concludes is never trusted alone: the probe (`excise.model.probe`)
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +21,16 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 from excise.model.findings import Blocked, GainStep, Path, Walk, Write
-from excise.model.views import NONLINEAR, children_of, parameter_axes, shape_of, through_views, variable_of
+from excise.model.views import (
+    NONLINEAR,
+    axis_of,
+    below,
+    children_of,
+    parameter_axes,
+    shape_of,
+    through_views,
+    variable_of,
+)
 
 # Products, with the places of (left, right, bias) among their inputs. `right` None: an op whose weight is [out, in, …].
 _PRODUCTS: dict[str, tuple[int, int | None, int | None]] = {
@@ -39,7 +48,7 @@ _WEIGHT_FIRST: dict[str, tuple[int, int, int]] = {  # places of (input, weight, 
 }
 _NORMS = ("NativeLayerNormBackward", "FusedRmsNormBackward", "RmsNormBackward")
 _ROUTING = ("IndexAdd", "IndexPut", "Scatter", "Gather", "Index")
-_NEAR = 24  # a norm's scale is a few operations away from what it scales
+_NEAR = 32  # a norm's scale is a few operations away from what it scales
 
 
 def walk(outputs: Collection[Node], *, streams: Collection[Node], names: Mapping[int, str], hidden: int) -> Walk:
@@ -266,15 +275,7 @@ class _Walker:
         """The way past a scale: a norm, where the scale is computed from what it scales."""
         if way.normed or factor is None:
             return way
-        queue, visited = deque([factor]), {factor}
-        while queue and len(visited) < _NEAR:
-            for child in children_of(queue.popleft()):
-                if child is carrier:
-                    return replace(way, normed=True)
-                if child not in visited:
-                    visited.add(child)
-                    queue.append(child)
-        return way
+        return replace(way, normed=carrier in islice(below([factor]), _NEAR))
 
     def factor_kind(self, operand: tuple[Node | None, int], value: Tensor | None) -> str:
         """`scale`: the same number for the whole residual axis; `gain`: fixed per component; `gate`: neither."""
@@ -293,7 +294,7 @@ class _Walker:
     def parts(self, node: Node) -> list[tuple[Node, GainStep]]:
         """The vectors that are put side by side into one of the stream's width, and where each of them lies."""
         shape, at = shape_of(node, 0), 0
-        if shape[-1] != self.hidden or _signed(node._saved_dim) not in (-1, len(shape) - 1):  # type: ignore[attr-defined]
+        if shape[-1] != self.hidden or axis_of(node, "dim", len(shape)) != len(shape) - 1:
             return []
         found = []
         for index, (child, output) in enumerate(node.next_functions):
@@ -337,20 +338,13 @@ class _Walker:
     def only_parameters(self, node: Node) -> bool:
         """Whether nothing below `node` depends on the input: parameters and constants alone."""
         if node not in self.parameter_only:
-            stack, result, visited = [node], True, set()
-            while stack and result:
-                current = stack.pop()
-                if current in visited:
-                    continue
-                visited.add(current)
-                if hasattr(current, "variable"):
-                    result = id(variable_of(current)) in self.names
-                elif current.name().startswith(("EmbeddingBackward", *_PRODUCTS)):
-                    result = False
-                else:
-                    stack.extend(children_of(current))
-            self.parameter_only[node] = result
+            self.parameter_only[node] = all(self.depends_on_no_input(current) for current in below([node]))
         return self.parameter_only[node]
+
+    def depends_on_no_input(self, node: Node) -> bool:
+        if hasattr(node, "variable"):
+            return id(variable_of(node)) in self.names
+        return not node.name().startswith(("EmbeddingBackward", *_PRODUCTS))
 
     def name_of(self, node: Node | None) -> str | None:
         if node is None:
@@ -359,17 +353,8 @@ class _Walker:
 
     def parameters_below(self, node: Node, limit: int = 3) -> tuple[str, ...]:
         """The parameters that `node` was computed from, nearest first."""
-        queue, visited = deque([node]), {node}
-        names: dict[str, None] = {}
-        while queue and len(names) < limit:
-            current = queue.popleft()
-            if hasattr(current, "variable"):
-                name = self.names.get(id(variable_of(current)))
-                names |= {} if name is None else {name: None}
-            new = [child for child in children_of(current) if child not in visited]
-            visited.update(new)
-            queue.extend(new)
-        return tuple(names)
+        leaves = (self.names.get(id(variable_of(each))) for each in below([node]) if hasattr(each, "variable"))
+        return tuple(islice((name for name in leaves if name is not None), limit))
 
 
 def _present(node: Node | None) -> tuple[Node, ...]:
@@ -379,11 +364,6 @@ def _present(node: Node | None) -> tuple[Node, ...]:
 def _is_custom(node: object) -> bool:
     """Whether an operation is a `torch.autograd.Function` of somebody's own."""
     return isinstance(node, BackwardCFunction)
-
-
-def _signed(value: int) -> int:
-    """A dimension as autograd keeps it: negative ones are stored unsigned."""
-    return value - 2**64 if value >= 2**63 else value
 
 
 def _saved(node: Node, name: str) -> Tensor | None:

@@ -50,8 +50,7 @@ def text_module(model: nn.Module) -> nn.Module:
 
 def without_images(module: nn.Module, tokens: Int[Tensor, "rows length"]) -> dict[str, Any]:
     """What a model that insists on an image (IDEFICS) is given for text alone: one that no token looks at."""
-    known = inspect.signature(module.forward).parameters
-    if not {"image_encoder_embeddings", "image_attention_mask"} <= set(known):
+    if not _asks_for_images(module):
         return {}
     config: Any = module.config
     like = next(parameter for parameter in module.parameters() if parameter.is_floating_point())
@@ -59,6 +58,11 @@ def without_images(module: nn.Module, tokens: Int[Tensor, "rows length"]) -> dic
         "image_encoder_embeddings": like.new_zeros(len(tokens), 1, 1, config.vision_config.embed_dim),
         "image_attention_mask": torch.zeros(*tokens.shape, 1, dtype=torch.long, device=tokens.device),
     }
+
+
+def accepts(module: nn.Module, name: str) -> bool:
+    """Whether `module.forward` names this parameter (wrappers are looked through)."""
+    return name in inspect.signature(module.forward).parameters
 
 
 def text_config(model: nn.Module) -> Any:
@@ -76,18 +80,21 @@ def setting(config: Any, name: str) -> Any:
 
 
 def _call(module: nn.Module, tokens: Int[Tensor, "rows length"], options: dict[str, Any]) -> Any:
-    known = inspect.signature(module.forward).parameters
     offered = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "use_cache": False}
-    return module(**{**offered, **_stand_ins(module, tokens, set(known)), **options})
+    return module(**{**offered, **_stand_ins(module, tokens), **options})
 
 
-def _stand_ins(module: nn.Module, tokens: Int[Tensor, "rows length"], known: set[str]) -> dict[str, Any]:
+def _asks_for_images(module: nn.Module) -> bool:
+    return accepts(module, "image_encoder_embeddings") and accepts(module, "image_attention_mask")
+
+
+def _stand_ins(module: nn.Module, tokens: Int[Tensor, "rows length"]) -> dict[str, Any]:
     """Random states of another tower, the same for every row, for layers that attend to one and skip text alone."""
     rows, length = tokens.shape
     hidden = setting(text_config(module), "hidden_size")
-    if "cross_attention_states" in known and isinstance(hidden, int):
+    if accepts(module, "cross_attention_states") and isinstance(hidden, int):
         return {"cross_attention_states": _random(module, (rows, 3, hidden))}
-    if {"image_encoder_embeddings", "image_attention_mask"} <= known:
+    if _asks_for_images(module):
         config: Any = module.config
         mask = torch.ones(rows, length, 1, dtype=torch.long, device=tokens.device)
         return {

@@ -155,11 +155,16 @@ def _swap(site: SiteEdit, parameters: dict[str, nn.Parameter], stack: ExitStack,
             f"{writer.parameter} is quantised or offloaded, and this change of it needs the weight itself",
             hint='use norm="none", or load the model unquantised on one device',
         )
-    base = weight.detach().float() if exact else weight.detach()
-    _replace(weight, operators.apply(base, site.changes, axis=writer.axis), stack)
+    _replace(weight, operators.apply(_base(weight, exact=exact), site.changes, axis=writer.axis), stack)
     if writer.bias is not None:
         bias = parameters[writer.bias]
-        _replace(bias, operators.apply_bias(bias.detach().float() if exact else bias.detach(), site.changes), stack)
+        _replace(bias, operators.apply_bias(_base(bias, exact=exact), site.changes), stack)
+
+
+def _base(parameter: nn.Parameter, *, exact: bool) -> Tensor:
+    """The values of a parameter; `exact`: in fp32 at least."""
+    values = parameter.detach()
+    return values.float() if exact and values.dtype.itemsize < torch.float32.itemsize else values
 
 
 def _replace(parameter: nn.Parameter, value: Tensor, stack: ExitStack) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,52 @@ SMALL_MATRIX = 1 << 20
 """Elements below which a matrix of a large model is widened like its vectors are."""
 
 
+Result = TypeVar("Result")
+_STREAM_STAYS_NARROW: WeakSet[nn.Module] = WeakSet()
+
+
+def parameter_count(module: nn.Module) -> int:
+    """How many numbers a module holds in its parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def is_small(model: nn.Module) -> bool:
     """Whether a model is plain (not quantised, not offloaded) and small enough for a copy in fp32."""
-    parameters = list(model.parameters())
-    plain = all(parameter.is_floating_point() and not parameter.is_meta for parameter in parameters)
-    return plain and sum(parameter.numel() for parameter in parameters) < LARGE
+    plain = all(parameter.is_floating_point() and not parameter.is_meta for parameter in model.parameters())
+    return plain and parameter_count(model) < LARGE
+
+
+def most_exactly(model: nn.Module, work: Callable[[bool], Result]) -> Result:
+    """What `work(exact)` gives while the model computes as exactly as it can; `exact`: its stream is fp32.
+
+    A large model whose code asks for one dtype throughout, or whose weights are offloaded, stays as it is; `is_narrow`
+    says so afterwards. Running out of memory is raised.
+    """
+    if is_small(model):
+        with in_float32(model):
+            return work(True)
+    if is_offloaded(model):
+        _STREAM_STAYS_NARROW.add(model)  # its parameters are others in every pass
+    if not is_narrow(model):
+        try:
+            with with_wide_stream(model):
+                return work(True)
+        except (RuntimeError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise
+            _STREAM_STAYS_NARROW.add(model)
+    return work(False)
+
+
+def is_narrow(model: nn.Module) -> bool:
+    """Whether a large model was found to let nothing but its own dtype through."""
+    return model in _STREAM_STAYS_NARROW
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether PyTorch says that memory ran out, on whatever device."""
+    message = str(error).lower()
+    return "out of memory" in message or "can't allocate memory" in message
 
 
 def is_outline(model: nn.Module) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +19,7 @@ from excise.edit import Edit
 from excise.model.causal import causal_tokens, check_causal
 from excise.model.inputs import run
 from excise.model.live import applied
-from excise.model.precision import LARGE, in_float32, is_offloaded, is_small, with_wide_stream
+from excise.model.precision import is_narrow, is_small, most_exactly
 from excise.model.survey import Survey
 from excise.model.trace import attached, streams_in, streams_of
 
@@ -28,10 +27,6 @@ PROVEN = 1e-4
 """The leak below which nothing was missed, where the residual stream is fp32: covered models show 1e-7."""
 # What rounding alone leaves, with a margin, where a large model cannot be run with its stream in fp32.
 _COARSE = {torch.float32: PROVEN, torch.float64: PROVEN, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-EXACT_BELOW = LARGE
-"""Models with fewer parameters are probed in fp32 whatever their dtype."""
-
-_STREAM_STAYS_NARROW: WeakSet[nn.Module] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -66,21 +61,12 @@ def leaks(
     if direction is None:
         direction = torch.randn(survey.hidden, generator=torch.Generator().manual_seed(seed))
     edit = Edit.project(survey, direction, strength=1.0, embedding=True)
-    if is_small(model):
-        with in_float32(model), applied(model, edit):
+
+    def work(exact: bool) -> Exposure:
+        with applied(model, edit, exact=exact):
             return measure(model, survey, direction, seed=seed)
-    if is_offloaded(model):
-        _STREAM_STAYS_NARROW.add(model)  # its parameters are others in every pass
-    if model not in _STREAM_STAYS_NARROW:
-        try:
-            with with_wide_stream(model), applied(model, edit, exact=True):
-                return measure(model, survey, direction, seed=seed)
-        except (RuntimeError, TypeError) as error:  # modelling code that asks for one dtype throughout
-            if "out of memory" in str(error).lower():
-                raise
-            _STREAM_STAYS_NARROW.add(model)
-    with applied(model, edit):
-        return measure(model, survey, direction, seed=seed)
+
+    return most_exactly(model, work)
 
 
 def exposure(model: nn.Module, survey: Survey, direction: Float[Tensor, " hidden"], *, seed: int = 0) -> float:
@@ -168,6 +154,6 @@ def _probe_tokens(model: nn.Module, survey: Survey, seed: int) -> Tensor:
 def tolerance(model: nn.Module) -> float:
     """The leak below which coverage counts as proven: 1e-4; more for a large model in half precision whose code does
     not let its residual stream be fp32, which the first probe finds out."""
-    if model not in _STREAM_STAYS_NARROW:
+    if not is_narrow(model):
         return PROVEN
     return max(_COARSE.get(parameter.dtype, 2e-2) for parameter in model.parameters())

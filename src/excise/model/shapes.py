@@ -1,8 +1,8 @@
 """Running a model that has shapes and no weights: parameters on the meta device, token ids on the CPU.
 
 What a model reads back to decide how to go on (is there padding? which experts were chosen?) has no value there. Such
-reads give zeros, and a choice of elements gives the first and the last: two experts of a list are visited rather than
-those that a router would choose, which is all that a survey needs, since their siblings are the same.
+reads give zeros, questions get a yes, and a choice of elements gives the first and the last but one: two experts of a
+list are visited rather than those that a router would choose. That is all a survey needs: their siblings are the same.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from excise.errors import SurveyError
 from excise.model.inputs import setting, text_config
+from excise.model.precision import parameter_count
 from excise.model.trace import Call, Trace
 
 
@@ -48,7 +49,10 @@ def find_stack(model: nn.Module, trace: Trace, tokens: Int[Tensor, "rows length"
             f"no chain of decoder layers was seen in {type(model).__name__} (module lists: {seen})",
             hint="open an issue with the model's config.json",
         )
-    main = max(outer, key=lambda path: (token_axis(ran[chains[path][0]].shape, tokens) is not None, _size(lists[path])))
+    main = max(
+        outer,
+        key=lambda path: (token_axis(ran[chains[path][0]].shape, tokens) is not None, parameter_count(lists[path])),
+    )
     width, kinds = ran[chains[main][0]].shape[-1], {type(model.get_submodule(name)) for name in chains[main]}
     chosen = [
         path
@@ -80,10 +84,6 @@ def _ran(path: str, modules: nn.ModuleList, ran: dict[str, Call]) -> list[str]:
 def _inside(path: str, chains: Mapping[str, Sequence[str]]) -> bool:
     """Whether a list lies inside a layer of another list that was run."""
     return any(path.startswith(f"{name}.") for other, names in chains.items() if other != path for name in names)
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _hidden(model: nn.Module, width: int) -> int:

@@ -11,8 +11,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from excise.model.forward import Rows, TokenModel, accepts, is_out_of_memory, pad_id, pad_left
-from excise.model.inputs import text_module
+from excise.model.forward import Rows, TokenModel, pad_id, pad_left
+from excise.model.inputs import accepts, text_module
+from excise.model.precision import is_out_of_memory
 
 TEXT_EVERY = 8  # tokens between two looks at the decoded text
 _CACHES = ("use_cache", "past_key_values", "cache_params", "state")

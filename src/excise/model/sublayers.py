@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Mapping
 
 from torch.autograd.graph import Node
 
 from excise.edit import Role
 from excise.model.findings import Write
-from excise.model.views import NONLINEAR, children_of, parameter_axes, through_views
+from excise.model.views import NONLINEAR, below, children_of, parameter_axes, through_views
 
 _MIXING = ("ConvolutionBackward", "Cumsum")
 _ATTENTION = ("ScaledDotProduct", "FlexAttention", "Logsumexp")
@@ -39,12 +38,9 @@ def _origin(write: Write, stream: Collection[Node]) -> str:
     The walk goes outwards from the write, so that the nearest mixing counts, and stops where the sublayer's input comes
     from (`stream`: nodes on the stream, and other writes), so that another sublayer does not.
     """
-    queue, visited, kind = deque(write.inputs), set(write.inputs), "linear"
+    kind = "linear"
     selected: set[int] = set()
-    while queue:
-        node = queue.popleft()
-        if node in stream:
-            continue
+    for node in below(write.inputs, stops=stream):
         name = node.name()
         if name.startswith(_ATTENTION) or "Softmax" in name:
             return "softmax"
@@ -56,9 +52,6 @@ def _origin(write: Write, stream: Collection[Node]) -> str:
         if name.startswith("SelectBackward") and parameter_axes(node) is None:
             selected.add(int(getattr(node, "_saved_index")))  # noqa: B009 - a C++ attribute
         kind = "nonlinear" if name.startswith(NONLINEAR) else kind
-        new = [child for child in children_of(node) if child not in visited]
-        visited.update(new)
-        queue.extend(new)
     return "mixer" if len(selected) > 2 else kind  # a loop over tokens selects them one by one
 
 

@@ -8,7 +8,7 @@ One forward pass with gradients on a few tokens (`excise.model.trace`), from whi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,7 +22,7 @@ from excise.model.causal import causal_tokens, check_causal
 from excise.model.evidence import Evidence
 from excise.model.findings import Path
 from excise.model.gains import with_gains
-from excise.model.precision import LARGE, in_float32, is_offloaded, is_outline, is_small, with_wide_stream
+from excise.model.precision import LARGE, is_offloaded, is_outline, is_small, most_exactly, parameter_count
 from excise.model.shapes import ShapesOnly, outline_of
 from excise.model.stack import find_stack
 from excise.model.trace import Trace
@@ -73,8 +73,8 @@ class Survey:
 
         Behind a gained norm the write is g ⊙ u/rms(u), so r·write = 0 needs (g ⊙ r)·u = 0; a LayerNorm also removes the
         mean of u. Where a write goes several ways (the taps of a convolution, or a stream that is itself normalised by
-        every later layer), each way asks for a direction of its own;
-        a writer of a part of the stream's components gets that part. Not normalised.
+        every later layer), each way asks for a direction of its own; a writer of a part of the stream's components gets
+        that part. Not normalised.
         """
         at_stream = directions.detach().float().cpu()
         return torch.cat([_before(path, at_stream) for path in self.paths.get(writer.parameter, ((),))])
@@ -101,25 +101,16 @@ def survey(model: nn.Module, *, identity: ModelIdentity, evidence: Sequence[Evid
                 f"{identity.name} cannot be surveyed without its weights: what it runs depends on their values",
                 hint="inspect it with its weights",
             ) from error
-    if sum(parameter.numel() for parameter in model.parameters()) >= LARGE or is_offloaded(model):
+    if parameter_count(model) >= LARGE or is_offloaded(model):
         found = _from_outline(model, identity, evidence)
-        return _widely(model, identity, evidence) if found is None else found
-    with in_float32(model) if is_small(model) else nullcontext():  # else rounding would blur the gains
-        return _survey(model, identity, evidence)
-
-
-def _widely(model: nn.Module, identity: ModelIdentity, evidence: Sequence[Evidence]) -> Survey:
-    """The survey of a large model with its stream in fp32, where its code lets it be."""
-    if is_offloaded(model):
-        raise SurveyError(
-            f"{identity.name} has to be surveyed with its weights, and some of them are offloaded",
-            hint="load it on one device, or in a smaller dtype",
-        )
-    try:
-        with with_wide_stream(model):
-            return _survey(model, identity, evidence)
-    except (RuntimeError, TypeError):
-        return _survey(model, identity, evidence)
+        if found is not None:
+            return found
+        if is_offloaded(model):
+            raise SurveyError(
+                f"{identity.name} has to be surveyed with its weights, and some of them are offloaded",
+                hint="load it on one device, or in a smaller dtype",
+            )
+    return most_exactly(model, lambda _: _survey(model, identity, evidence))  # else rounding would blur the gains
 
 
 def _from_outline(model: nn.Module, identity: ModelIdentity, evidence: Sequence[Evidence]) -> Survey | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+
 from torch import Tensor
 from torch.autograd.graph import Node
 
@@ -48,25 +51,26 @@ def _through(view: Node, axes: list[int | None], fixed: list[int]) -> list[int |
     if name.startswith("TBackward"):
         return axes[::-1]
     if name.startswith("TransposeBackward"):
-        first, second = _axis(view, "dim0", len(axes)), _axis(view, "dim1", len(axes))
+        first, second = axis_of(view, "dim0", len(axes)), axis_of(view, "dim1", len(axes))
         swapped = list(axes)
         swapped[first], swapped[second] = axes[second], axes[first]
         return swapped
     if name.startswith("PermuteBackward"):
         return [axes[int(dim) % len(axes)] for dim in getattr(view, "_saved_dims")]  # noqa: B009 - a C++ attribute
     if name.startswith(("SelectBackward", "UnbindBackward")):
-        dim = _axis(view, "dim", len(axes))
+        dim = axis_of(view, "dim", len(axes))
         gone = axes[dim]
         if gone is not None:
             fixed.append(gone)
         return axes[:dim] + axes[dim + 1 :]
     if name.startswith("UnsqueezeBackward"):
-        dim = _axis(view, "dim", len(axes) + 1)
+        dim = axis_of(view, "dim", len(axes) + 1)
         return [*axes[:dim], None, *axes[dim:]]
     return axes
 
 
-def _axis(node: Node, attribute: str, ndim: int) -> int:
+def axis_of(node: Node, attribute: str, ndim: int) -> int:
+    """A dimension that an operation on `ndim` of them was given, from 0 on (autograd keeps negative ones unsigned)."""
     value = int(getattr(node, f"_saved_{attribute}"))
     return (value - 2**64 if value >= 2**63 else value) % ndim
 
@@ -83,6 +87,21 @@ def through_views(node: Node) -> Node | None:
 def children_of(node: Node) -> list[Node]:
     """The nodes whose results a node was computed from."""
     return [child for child, _ in node.next_functions if child is not None]
+
+
+def below(starts: Iterable[Node], *, stops: Collection[Node] = ()) -> Iterator[Node]:
+    """The nodes that `starts` were computed from, themselves included, nearest first and each once; nothing from
+    `stops` on."""
+    queue = deque(dict.fromkeys(starts))
+    visited = set(queue)
+    while queue:
+        node = queue.popleft()
+        if node in stops:
+            continue
+        yield node
+        new = [child for child in dict.fromkeys(children_of(node)) if child not in visited]
+        visited.update(new)
+        queue.extend(new)
 
 
 def shape_of(node: Node, output: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from excise.edit import operators
 from excise.errors import CheckpointError
 from excise.model.checkpoint import Checkpoint, TensorEntry
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _BLOCK = 1 << 24  # elements read and written at once: 32 MB in bf16
 _PART = 1 << 19  # elements computed at once: 2 MB in fp32, which stays in the cache
 
@@ -28,7 +28,7 @@ class Plain:
     def holds(self, checkpoint: Checkpoint, entry: TensorEntry) -> bool:
         """Whether the tensor is a float that has no scale tensor beside it."""
         scales = (f"{entry.key}_scale", f"{entry.key}_scale_inv", f"{entry.key}_scales")
-        return entry.dtype in _DTYPES and not any(key in checkpoint.tensors for key in scales)
+        return entry.dtype in DTYPES and not any(key in checkpoint.tensors for key in scales)
 
     def pieces(self, source: BinaryIO, entry: TensorEntry, edit: TensorEdit) -> Iterator[Piece]:
         """The edited tensor, block by block; each block holds whole columns."""
@@ -71,7 +71,7 @@ def _runs(entry: TensorEntry, block: Slices, width: int) -> Iterator[tuple[int, 
 
 
 def _read(source: BinaryIO, entry: TensorEntry, block: Slices) -> Tensor:
-    dtype = _DTYPES[entry.dtype]
+    dtype = DTYPES[entry.dtype]
     shape = [part.stop - part.start for part in block]
     buffer = bytearray(math.prod(shape) * dtype.itemsize)
     view, at = memoryview(buffer), 0
