@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,23 @@ from excise.model.ports import Port
 from excise.model.trace import attached
 from excise.progress import Progress, silent
 
-KEY_PROMPT_TOKENS = 3
-KEY_RESPONSE_TOKENS = 8
+KEYS_BEFORE, KEYS_AFTER = 3, 8
+"""Key tokens: how many before the place where the behavior is decided, and from there on."""
+
 _HEADER = "excise_port_statistics"
+_MOST_ROWS = 32
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """Token ids of a rendered prompt and of a response to it."""
+    """Token ids of a rendered prompt and of a response to it.
+
+    focus  how many response tokens come before the place where the behavior is decided
+    """
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
+    focus: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,8 @@ class PortStatistics:
     """What one port reads.
 
     baseline       second moment over all tokens of baseline exchanges
-    keys           the same over the key tokens of target exchanges: the last three of the prompt and the first eight of
-                   the response
+    keys           the same over the key tokens of target exchanges: the three before the place where the behavior is
+                   decided (of the prompt, mostly), and the eight from there on
     key_mean       mean over those
     baseline_mean  mean over the same tokens of baseline exchanges
     """
@@ -80,9 +86,7 @@ def collect(
 
     def over_target(name: str, vectors: Tensor, _: Tensor, key_tokens: Tensor) -> None:
         chosen = vectors[key_tokens]
-        moment, mean = keys.setdefault(
-            name, (SecondMomentAccumulator(vectors.shape[-1]), MomentAccumulator())
-        )
+        moment, mean = keys.setdefault(name, (SecondMomentAccumulator(vectors.shape[-1]), MomentAccumulator()))
         moment.update(chosen)
         mean.update(chosen)
 
@@ -127,7 +131,7 @@ def _stream(
             forward(model, batch)
 
     size = batch_size or rows_that_fit(model, tokens=max(len(row) for row in rows))
-    run_in_batches(model, rows, work, batch_size=min(size, 32), progress=progress, label="statistics")
+    run_in_batches(model, rows, work, batch_size=min(size, _MOST_ROWS), progress=progress, label="statistics")
 
 
 def _hooked(model: EditableModel, port: Port, take: Callable[[Port, Tensor], None]) -> Any:
@@ -143,8 +147,9 @@ def _key_tokens(exchanges: Sequence[Exchange], batch: Batch) -> Int[Tensor, " to
     places: list[int] = []
     for row, each in enumerate(exchanges):
         end = (row + 1) * width
-        begin = end - len(each.response) - min(KEY_PROMPT_TOKENS, len(each.prompt))
-        places += range(begin, end - max(len(each.response) - KEY_RESPONSE_TOKENS, 0))
+        first = end - len(each.prompt) - len(each.response)
+        decided = first + len(each.prompt) + min(each.focus, len(each.response))
+        places += range(max(decided - KEYS_BEFORE, first), min(decided + KEYS_AFTER, end))
     return torch.tensor(places)
 
 

@@ -149,9 +149,7 @@ class Ridge:
         basis, values = self._eigen(coordinates.device)
         return _scaled(coordinates, basis, (values + self.rho).rsqrt(), self.rho**-0.5)
 
-    def solve(
-        self, keys: SecondMoment, weight: float, goal: Float[Tensor, "row width"]
-    ) -> Float[Tensor, "row width"]:
+    def solve(self, keys: SecondMoment, weight: float, goal: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
         """(C + ρI + `weight`·M)⁻¹ applied to the rows of `goal`, M the second moment of `keys`."""
         if self.moment.matrix is not None and keys.matrix is not None:
             system = self.moment.matrix + weight * keys.matrix
