@@ -78,7 +78,9 @@ def collect(
     that is a module of its own) is left out, as what it reads cannot be told apart.
     """
     measured = [port for port in ports if port.reads != "projection"]
-    every, near, keys = ({} for _ in range(3))  # type: dict[str, Any]
+    every: dict[str, SecondMomentAccumulator] = {}
+    near: dict[str, MomentAccumulator] = {}
+    keys: dict[str, tuple[SecondMomentAccumulator, MomentAccumulator]] = {}
 
     def over_baseline(name: str, vectors: Tensor, all_tokens: Tensor, key_tokens: Tensor) -> None:
         every.setdefault(name, SecondMomentAccumulator(vectors.shape[-1])).update(vectors[all_tokens])
@@ -112,7 +114,7 @@ def _stream(
     batch_size: int | None,
     progress: Progress,
 ) -> None:
-    """`consume(name, vectors, tokens, key tokens)` for each port and batch: what it reads, and which rows of that count."""
+    """`consume(name, vectors, tokens, key tokens)` for each port and batch: what it reads, and which of that counts."""
     rows = [[*each.prompt, *each.response] for each in exchanges]
 
     def work(indices: list[int]) -> None:

@@ -145,7 +145,8 @@ class Ridge:
         """The inverse of `whitened`; gradients flow through it."""
         if self.moment.matrix is not None:
             factor = self._cholesky(coordinates.device)
-            return torch.linalg.solve_triangular(factor.T, coordinates.T, upper=True).T
+            solved: Tensor = torch.linalg.solve_triangular(factor.T, coordinates.T, upper=True)
+            return solved.T
         basis, values = self._eigen(coordinates.device)
         return _scaled(coordinates, basis, (values + self.rho).rsqrt(), self.rho**-0.5)
 
@@ -154,12 +155,14 @@ class Ridge:
         if self.moment.matrix is not None and keys.matrix is not None:
             system = self.moment.matrix + weight * keys.matrix
             system.diagonal().add_(self.rho)
-            return torch.linalg.solve(system.double(), goal.T.double()).T.float()
+            solved: Tensor = torch.linalg.solve(system.double(), goal.T.double())
+            return solved.T.float()
         rows = torch.cat([_root(self.moment), weight**0.5 * _root(keys)]).double()
         inner = rows @ rows.T
         inner.diagonal().add_(self.rho)
         exact = goal.double()
-        return ((exact - torch.linalg.solve(inner, rows @ exact.T).T @ rows) / self.rho).float()
+        within: Tensor = torch.linalg.solve(inner, rows @ exact.T)
+        return ((exact - within.T @ rows) / self.rho).float()
 
     def _cholesky(self, device: torch.device) -> Float[Tensor, "width width"]:
         """Lower triangular F with FFᵀ = C + ρI."""
@@ -197,4 +200,5 @@ def _root(moment: SecondMoment) -> Float[Tensor, "rank width"]:
         return moment.sketch
     assert moment.matrix is not None
     values, vectors = torch.linalg.eigh(moment.matrix.double())
-    return (values.clamp(min=0.0).sqrt()[:, None] * vectors.T).float()
+    rows: Tensor = (values.clamp(min=0.0).sqrt()[:, None] * vectors.T).float()
+    return rows

@@ -77,7 +77,7 @@ def read_directions(
         columns = weight.detach().float().movedim(port.writer.axis, 0)
         return directions.to(weight.device) @ columns
     width = int(module.in_features)  # type: ignore[arg-type]
-    device = _compute_device(module)
+    device = compute_device(module)
     with torch.enable_grad():
         zero = torch.zeros(len(directions), width, device=device, dtype=_compute_dtype(module), requires_grad=True)
         written = (module(zero).float() * directions.to(device)).sum()
@@ -109,7 +109,7 @@ def _reads(model: nn.Module, writer: Writer) -> Reads:
     return "projection"
 
 
-def _compute_device(module: nn.Module) -> torch.device:
+def compute_device(module: nn.Module) -> torch.device:
     """Where the module computes: an offloaded weight is brought there by its hook."""
     hook = getattr(module, "_hf_hook", None)
     device = getattr(hook, "execution_device", None)

@@ -12,11 +12,19 @@ key tokens, β how much the target counts, ρ ridge.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from excise.activations.port_statistics import PortStatistics
 from excise.activations.second_moments import Ridge, SecondMoment
+from excise.edit import DirectionsLike, orthonormal, spanning
+from excise.model import EditableModel
+from excise.model.ports import Port, compute_device, read_directions
+from excise.search.factors import Factor, Factors
 
 RIDGE = 1e-2
 
@@ -37,3 +45,37 @@ def times(moment: SecondMoment, vectors: Float[Tensor, "row width"]) -> Float[Te
         return vectors @ moment.matrix
     assert moment.sketch is not None
     return (vectors @ moment.sketch.T) @ moment.sketch
+
+
+def conditional_factors(
+    model: EditableModel,
+    ports: Sequence[Port],
+    statistics: Mapping[str, PortStatistics],
+    directions: DirectionsLike,
+    *,
+    weight: float,
+    ridges: dict[str, Ridge] | None = None,
+) -> Factors:
+    """The closed form at every port, for each layer's directions; ports without statistics are projected at strength 1.
+
+    ridges  kept between calls: what is factored once serves every direction and weight
+    """
+    kept = {} if ridges is None else ridges
+    found = []
+    for port in ports:
+        name = port.writer.parameter
+        basis = orthonormal(directions.at_layer(port.writer.layer), hidden=model.hidden)
+        rows = spanning(model.survey.at_writer(port.writer, basis))
+        if not len(rows):
+            continue
+        device = compute_device(model.hf_model.get_submodule(port.module))
+        known = statistics.get(name)
+        if port.reads == "projection" or known is None:
+            strength = torch.ones(len(rows), 1, device=device)
+            found.append(Factor(replace(port, reads="projection"), rows.to(device), strength, None, 1.0))
+            continue
+        ridge = kept.setdefault(name, Ridge(known.baseline, ridge=RIDGE))
+        right = ridge.whitened(conditional(known, ridge, read_directions(model.hf_model, port, rows), weight=weight))
+        scale = float(right.norm(dim=-1).mean())
+        found.append(Factor(port, rows.to(device), right.to(device), ridge, scale))
+    return Factors(model, found)

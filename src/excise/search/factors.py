@@ -68,8 +68,8 @@ class Factors:
                     return (read @ right.T) @ -left
 
                 module = self.model.hf_model.get_submodule(factor.port.module)
-                reads = "input" if factor.port.reads == "input" else "output"
-                stack.enter_context(attached(module.register_forward_hook(change_hook(change, reads=reads))))
+                hook = change_hook(change, reads=factor.port.reads)
+                stack.enter_context(attached(module.register_forward_hook(hook)))
             yield
 
     def edit(self) -> Edit:
@@ -98,10 +98,8 @@ class Factors:
     def _changes(self, factor: Factor, left: Tensor, right: Tensor) -> tuple[Change, ...]:
         writer = factor.port.writer
         if factor.port.reads == "projection":
-            return tuple(
-                Projection(row[None].cpu(), float(strength))
-                for row, strength in zip(left, factor.right[:, 0], strict=True)
-            )
+            strengths = factor.right[:, 0].tolist()
+            return tuple(Projection(row[None].cpu(), each) for row, each in zip(left, strengths, strict=True))
         if factor.port.reads == "output":
             weight = self.model.hf_model.get_parameter(writer.parameter).detach().float()
             right = right.to(weight.device) @ weight.movedim(writer.axis, -2)

@@ -57,7 +57,7 @@ def learn(
     batch_size: int | None = None,
     progress: Progress = silent,
 ) -> Lessons:
-    """Ask the base model, which must have no edit live. Raises `BehaviorNotShownError` where no prompt shows anything."""
+    """Ask the base model, which must have no edit live. Raises `BehaviorNotShownError` where it shows nothing."""
     shown = behavior_rate(
         model,
         prompts.target,

@@ -6,8 +6,8 @@ do, quantised ones included. A step takes some rows without the behavior and som
     loss = answer + onset + κ (divergence + tail of the divergence)
 
 (see `excise.search.losses`; the tail is the mean of the worst rows, CVaR). κ goes up from phase to phase: the first one
-removes the behavior, the later ones give back what that need not have cost. The edit at the end of each phase is a point
-of the front.
+removes the behavior, the later ones give back what that need not have cost. The edit at the end of each phase is a
+point of the front.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -126,12 +126,13 @@ class Polish:
         self._file = checkpoint
         self._recent: list[list[float]] = []
         self._seen: list[float] = []
+        self._ends: dict[int, tuple[dict[str, Tensor], list[float]]] = {}
         self._optimizer = _optimizer(factors, recipe)
         self._limits = _limits(factors)
         self._load()
 
     def run(self) -> Iterator[Snapshot]:
-        """A snapshot at the end of each phase; what an earlier call did is not done again, nor given again."""
+        """A snapshot at the end of each phase; what an earlier call did is given again without being done again."""
         end = 0
         with ExitStack() as stack:
             stack.enter_context(_frozen(self.model.hf_model))
@@ -139,13 +140,11 @@ class Polish:
                 stack.enter_context(_recomputed(self.model.layers))
             for phase in self.recipe.phases:
                 end += phase.steps
-                if self.step >= end:
-                    continue
                 while self.step < end:
                     self.progress("polishing", self.step, self.recipe.steps, "steps")
                     self._advance(phase)
-                means = [sum(column) / len(column) for column in zip(*self._recent, strict=True)]
-                yield Snapshot(self.step, phase.preserve, self.factors.edit(), *means)
+                    self._save(end_of_phase=self.step == end)
+                yield self._snapshot(end, phase)
         self.progress("polishing", self.step, self.recipe.steps, "steps")
 
     def _advance(self, phase: Phase) -> None:
@@ -178,7 +177,14 @@ class Polish:
         first, sequence = (sum(column) / len(found) for column in zip(*found, strict=True))
         self._recent = [*self._recent, [learned, first, sequence]][-_RECENT:]
         self.step += 1
-        self._save()
+
+    def _snapshot(self, end: int, phase: Phase) -> Snapshot:
+        now, (factors, means) = self.factors.state(), self._ends[end]
+        now = {name: tensor.clone() for name, tensor in now.items()}
+        self.factors.restore(factors)
+        snapshot = Snapshot(end, phase.preserve, self.factors.edit(), *means)
+        self.factors.restore(now)
+        return snapshot
 
     def _descend(self, groups: list[list[int]], loss: Callable[[list[int]], Tensor]) -> float:
         """Add the gradient of the mean loss over all rows; returns that mean."""
@@ -187,12 +193,12 @@ class Polish:
         for group in groups:
             with self.factors.live():
                 mean = loss(group).sum() / total
-            mean.backward()  # type: ignore[no-untyped-call]
+            mean.backward()
             value += float(mean.detach())
         return value
 
     def _tail_begins(self) -> float:
-        """The threshold η of the tail: CVaR = η + E[(x − η)₊]/share (Rockafellar and Uryasev 2000), from recent rows."""
+        """The tail's threshold η, from recent rows: CVaR = η + E[(x − η)₊]/share (Rockafellar and Uryasev 2000)."""
         if not self._seen:
             return float("inf")
         return sorted(self._seen)[int((1 - TAIL_SHARE) * len(self._seen))]
@@ -213,10 +219,14 @@ class Polish:
         groups = batches_by_length([range(lengths[index]) for index in chosen], batch_size=self.micro, equal=equal)
         return [[chosen[place] for place in group] for group in groups]
 
-    def _save(self) -> None:
+    def _save(self, *, end_of_phase: bool) -> None:
+        if end_of_phase:
+            means = [sum(column) / len(column) for column in zip(*self._recent, strict=True)]
+            self._ends[self.step] = {name: tensor.clone() for name, tensor in self.factors.state().items()}, means
         if self._file is None:
             return
         state = {
+            "ends": self._ends,
             "step": self.step,
             "factors": self.factors.state(),
             "optimizer": self._optimizer.state_dict(),
@@ -238,6 +248,7 @@ class Polish:
         self.factors.restore(state["factors"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step, self._recent, self._seen = state["step"], state["recent"], state["seen"]
+        self._ends = state["ends"]
 
 
 def _optimizer(factors: Factors, recipe: Recipe) -> torch.optim.Optimizer:
@@ -288,11 +299,11 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
+def _recomputed(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Activations inside a decoder layer are computed again when gradients need them (gradient checkpointing)."""
     with ExitStack() as stack:
         for layer in layers:
             forward = layer.forward
-            layer.forward = partial(checkpoint, forward, use_reentrant=False)  # type: ignore[method-assign]
+            layer.forward = partial(checkpoint, forward, use_reentrant=False)
             stack.callback(vars(layer).pop, "forward")
         yield

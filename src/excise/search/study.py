@@ -78,6 +78,10 @@ class Study:
             raise EditError(f"no edit was kept with trial {index}", hint="make it from the trial's parameters")
         return Edit.load(self._edit_file(index))
 
+    def path(self, name: str) -> Path | None:
+        """Where a file of this study belongs; None for a study in memory."""
+        return None if self._edit_files is None else self._edit_files.parent.parent / name
+
     def note(self, name: str) -> Any:
         """A JSON value remembered beside the trials; None where there is none."""
         return self._notes.get(name)

@@ -32,8 +32,8 @@ class Schedule(Method):
         """Add trials until there are as many as the task wants."""
         if len(task.study.trials) >= task.wanted:
             return
-        everywhere = _space(task)
-        known = _sources(task, everywhere)
+        everywhere = space_of(task)
+        known = begin_with(task, everywhere)
         space = everywhere.at_positions(list(dict.fromkeys(str(each["position"]) for each in known)))
         run_study(
             task.study,
@@ -47,14 +47,15 @@ class Schedule(Method):
 
     def edit(self, task: Task, trial: Trial) -> Edit:
         """The edit that a trial's parameters stand for."""
-        return _space(task).edit(trial.parameters)
+        return space_of(task).edit(trial.parameters)
 
 
-def _space(task: Task) -> Space:
+def space_of(task: Task) -> Space:
+    """The space of a task: all its directions, and the norm modes that it allows."""
     return Space(task.model.survey, task.directions, norm=task.norm)
 
 
-def _sources(task: Task, space: Space) -> Sequence[Parameters]:
+def begin_with(task: Task, space: Space) -> Sequence[Parameters]:
     """Where to begin: what a sweep by prefill found, or by separability alone where the base model shows nothing."""
     known = task.study.note("sources")
     if known is not None:
