@@ -40,15 +40,22 @@ LARGEST_CHANGE = 0.3
 TAIL_SHARE = 1 / 6
 """Share of baseline rows that the tail of the divergence is."""
 
-_RECENT, _SEEN = 10, 120
+UNLIKELY = 0.4
+"""An onset loss below which the behavior counts as gone from the fit split: it begins one time in twenty."""
+
+_RECENT, _SETTLED, _SEEN = 10, 4, 120
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Some steps at one weight of preserving."""
+    """Some steps at one weight of preserving.
+
+    most  where the behavior is still likely after `steps`, go on up to so many
+    """
 
     preserve: float
     steps: int
+    most: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,15 +87,24 @@ class Snapshot:
 
     step        how many
     preserve    κ of the phase that it ends
-    answer, first, sequence  means of the last steps' losses on the fit split
+    onset, first, sequence  means of the last steps' losses on the fit split
     """
 
     step: int
     preserve: float
     edit: Edit
-    answer: float
+    onset: float
     first: float
     sequence: float
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where a phase ended."""
+
+    step: int
+    factors: dict[str, Tensor]
+    means: list[float]
 
 
 class Polish:
@@ -126,35 +142,37 @@ class Polish:
         self._file = checkpoint
         self._recent: list[list[float]] = []
         self._seen: list[float] = []
-        self._ends: dict[int, tuple[dict[str, Tensor], list[float]]] = {}
+        self._ends: list[_End] = []
         self._optimizer = _optimizer(factors, recipe)
         self._limits = _limits(factors)
         self._load()
 
     def run(self) -> Iterator[Snapshot]:
         """A snapshot at the end of each phase; what an earlier call did is given again without being done again."""
-        end = 0
         with ExitStack() as stack:
             stack.enter_context(_frozen(self.model.hf_model))
             if self.recompute:
                 stack.enter_context(_recomputed(self.model.layers))
-            for phase in self.recipe.phases:
-                end += phase.steps
-                while self.step < end:
-                    self.progress("polishing", self.step, self.recipe.steps, "steps")
+            for number, phase in enumerate(self.recipe.phases):
+                begun = self._ends[-1].step if self._ends else 0
+                while number == len(self._ends):
+                    self.progress("polishing", self.step, max(self.step, self.recipe.steps), "steps")
                     self._advance(phase)
-                    self._save(end_of_phase=self.step == end)
-                yield self._snapshot(end, phase)
-        self.progress("polishing", self.step, self.recipe.steps, "steps")
+                    if self._is_over(phase, self.step - begun):
+                        self._ends.append(self._end())
+                    self._save()
+                yield self._snapshot(number, phase)
+        self.progress("polishing", self.step, self.step, "steps")
 
     def _advance(self, phase: Phase) -> None:
         rows, lessons, model = self.recipe.rows, self.lessons, self.model
         answers, onsets = self.answers, lessons.onset.rows
-        learned = self._descend(
-            self._draw([len(row.prompt) + len(row.response) for row in answers], rows, "answers"),
-            lambda indices: answer_loss(model, [answers[index] for index in indices], window=WINDOW),
-        )
-        self._descend(
+        if answers:
+            self._descend(
+                self._draw([len(row.prompt) + len(row.response) for row in answers], rows, "answers"),
+                lambda indices: answer_loss(model, [answers[index] for index in indices], window=WINDOW),
+            )
+        begun = self._descend(
             self._draw([len(row) for row in onsets], rows, "onsets"),
             lambda indices: onset_loss(model, lessons.onset, indices),
         )
@@ -175,14 +193,24 @@ class Polish:
         _cap(self.factors, self._limits)
         self._seen = [*self._seen, *(sum(both) for both in found)][-_SEEN:]
         first, sequence = (sum(column) / len(found) for column in zip(*found, strict=True))
-        self._recent = [*self._recent, [learned, first, sequence]][-_RECENT:]
+        self._recent = [*self._recent, [begun, first, sequence]][-_RECENT:]
         self.step += 1
 
-    def _snapshot(self, end: int, phase: Phase) -> Snapshot:
-        now, (factors, means) = self.factors.state(), self._ends[end]
-        now = {name: tensor.clone() for name, tensor in now.items()}
-        self.factors.restore(factors)
-        snapshot = Snapshot(end, phase.preserve, self.factors.edit(), *means)
+    def _is_over(self, phase: Phase, steps: int) -> bool:
+        if steps < phase.steps:
+            return False
+        onset = sum(losses[0] for losses in self._recent[-_SETTLED:]) / _SETTLED
+        return onset <= UNLIKELY or steps >= phase.most
+
+    def _end(self) -> _End:
+        means = [sum(column) / len(column) for column in zip(*self._recent, strict=True)]
+        return _End(self.step, {name: tensor.clone() for name, tensor in self.factors.state().items()}, means)
+
+    def _snapshot(self, number: int, phase: Phase) -> Snapshot:
+        now = {name: tensor.clone() for name, tensor in self.factors.state().items()}
+        end = self._ends[number]
+        self.factors.restore(end.factors)
+        snapshot = Snapshot(end.step, phase.preserve, self.factors.edit(), *end.means)
         self.factors.restore(now)
         return snapshot
 
@@ -191,9 +219,9 @@ class Polish:
         total = sum(len(group) for group in groups)
         value = 0.0
         for group in groups:
-            with self.factors.live():
+            with self.factors.live():  # also while activations are computed again
                 mean = loss(group).sum() / total
-            mean.backward()
+                mean.backward()
             value += float(mean.detach())
         return value
 
@@ -219,14 +247,11 @@ class Polish:
         groups = batches_by_length([range(lengths[index]) for index in chosen], batch_size=self.micro, equal=equal)
         return [[chosen[place] for place in group] for group in groups]
 
-    def _save(self, *, end_of_phase: bool) -> None:
-        if end_of_phase:
-            means = [sum(column) / len(column) for column in zip(*self._recent, strict=True)]
-            self._ends[self.step] = {name: tensor.clone() for name, tensor in self.factors.state().items()}, means
+    def _save(self) -> None:
         if self._file is None:
             return
         state = {
-            "ends": self._ends,
+            "ends": [vars(end) for end in self._ends],
             "step": self.step,
             "factors": self.factors.state(),
             "optimizer": self._optimizer.state_dict(),
@@ -248,7 +273,7 @@ class Polish:
         self.factors.restore(state["factors"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step, self._recent, self._seen = state["step"], state["recent"], state["seen"]
-        self._ends = state["ends"]
+        self._ends = [_End(**end) for end in state["ends"]]
 
 
 def _optimizer(factors: Factors, recipe: Recipe) -> torch.optim.Optimizer:

@@ -5,7 +5,7 @@
     3  statistics of what every writer reads, in one pass
     4  the closed form at the best directions; the best of them goes on
     5  responses without the behavior, from the edits so far
-    6  the polish: phases with more and more weight on preserving
+    6  the polish: phases with more and more weight on preserving; what 5 did not get is asked again after the first one
 
 Every closed form of 4 and every phase of 6 is a trial, measured on the tune split by real generation. A polish that
 only suits the prompts it was fitted to loses there, and on the select split, to the closed form it began with.
@@ -38,11 +38,14 @@ from excise.search.trial import Parameters, Trial
 WEIGHTS = (0.3, 3.0)
 """β of the closed forms that are tried: how much silence on target tokens counts against that on baseline ones."""
 
+STRENGTHS = (1.0, 1.5, 2.0)
+"""Of the plain projections that are asked for the answers which no closed form gives."""
+
 SOURCES = 3
 RECIPES: Mapping[str, Recipe] = {
-    "quick": Recipe((Phase(0.3, 16), Phase(1.0, 8), Phase(3.0, 8))),
-    "standard": Recipe((Phase(0.3, 30), Phase(0.6, 15), Phase(1.5, 15), Phase(4.0, 15))),
-    "thorough": Recipe((Phase(0.2, 80), *(Phase(preserve, 40) for preserve in (0.5, 1.0, 2.0, 4.0, 8.0)))),
+    "quick": Recipe((Phase(0.3, 16, most=48), Phase(1.0, 8), Phase(3.0, 8))),
+    "standard": Recipe((Phase(0.3, 30, most=60), Phase(0.6, 15), Phase(1.5, 15), Phase(4.0, 15))),
+    "thorough": Recipe((Phase(0.2, 80, most=160), *(Phase(preserve, 40) for preserve in (0.5, 1.0, 2.0, 4.0, 8.0)))),
 }
 _DONE = "done"
 
@@ -130,10 +133,7 @@ class _Search:
         for weight, edit in zip(WEIGHTS, forms, strict=True):
             yield self._parameters(source, "closed form", weight=weight), edit, time.monotonic() - began
             began = time.monotonic()
-        learned = self._answers(lessons, [*forms, strong])
-        if not learned:
-            task.state("nothing to polish with: no edit got a response without the behavior on the fit split")
-            return
+        learned = self._answers("answers", lessons, [*forms, *(factor * strong for factor in STRENGTHS)])
         polish = Polish(
             task.model,
             self._closed_form(source, statistics, WEIGHTS[0]),
@@ -144,7 +144,9 @@ class _Search:
             checkpoint=task.study.path("polish.pt"),
             progress=task.progress,
         )
-        for snapshot in polish.run():
+        for number, snapshot in enumerate(polish.run()):
+            if number == 0:  # by now it answers what no edit before it did
+                polish.answers = self._answers("more answers", lessons, [snapshot.edit], known=learned)
             parameters = self._parameters(
                 source, "polish", weight=WEIGHTS[0], preserve=snapshot.preserve, step=snapshot.step
             )
@@ -199,22 +201,25 @@ class _Search:
             self.task.model, self.ports, statistics, self.space.source(source), weight=weight, ridges=self.ridges
         )
 
-    def _answers(self, lessons: Lessons, edits: Sequence[Edit]) -> list[Exchange]:
+    def _answers(
+        self, note: str, lessons: Lessons, edits: Sequence[Edit], *, known: Sequence[Exchange] = ()
+    ) -> list[Exchange]:
         task = self.task
-        known = task.study.note("answers")
-        if known is None:
+        kept = task.study.note(note)
+        if kept is None:
             found = answers(
                 task.model,
                 task.behavior,
                 lessons,
                 edits,
+                known=known,
                 max_tokens=task.max_tokens,
                 batch_size=task.batch_size,
                 progress=task.progress,
             )
-            known = [[each.prompt, each.response, each.focus] for each in found]
-            task.study.remember("answers", known)
-        return [Exchange(tuple(prompt), tuple(response), focus) for prompt, response, focus in known]
+            kept = [[each.prompt, each.response, each.focus] for each in found]
+            task.study.remember(note, kept)
+        return [Exchange(tuple(prompt), tuple(response), focus) for prompt, response, focus in kept]
 
     def _parameters(
         self, source: Parameters, kind: str, *, weight: float, preserve: float = 0.0, step: int = 0
