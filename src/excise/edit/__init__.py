@@ -1,6 +1,6 @@
 """Edits: the change of a model's weights as a small, frozen, reversible value."""
 
-from excise.edit.change import Change, LowRank, Norm, Projection
+from excise.edit.change import Change, LowRank, Mask, Norm, Projection
 from excise.edit.edit import Edit, ModelIdentity, SiteEdit, orthonormal
 from excise.edit.schedule import Plateau, Schedule
 from excise.edit.writer import EMBEDDING_LAYER, ROLES, Role, Writer
@@ -11,6 +11,7 @@ __all__ = [
     "Change",
     "Edit",
     "LowRank",
+    "Mask",
     "ModelIdentity",
     "Norm",
     "Plateau",
