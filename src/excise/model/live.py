@@ -64,10 +64,10 @@ def _hookable(model: nn.Module, site: SiteEdit) -> bool:
         return False
     if all(isinstance(change, Projection) and change.norm == "none" for change in site.changes):
         return True
-    return len(site.changes) == 1 and writer.role != "embedding" and _is_product(model.get_submodule(writer.module))
+    return len(site.changes) == 1 and writer.role != "embedding" and is_product(model.get_submodule(writer.module))
 
 
-def _is_product(module: nn.Module) -> bool:
+def is_product(module: nn.Module) -> bool:
     """Whether a module does nothing but multiply its input by its one matrix, so that changing its input will do."""
     matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
     return len(matrices) == 1 and matrices[0].ndim == 2 and next(module.children(), None) is None
