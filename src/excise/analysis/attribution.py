@@ -105,6 +105,7 @@ def _difference(model: EditableModel, target: Writes, baseline: Writes, position
     whole = {**target.whole, **baseline.whole}
     names = [name for name in {**target.parts, **baseline.parts} if name not in whole]
     parts = {name: _minus(target.parts.get(name), baseline.parts.get(name)) for name in names}
+    parts |= _idle_experts(model, parts, whole)
     count, heads = setting(text_config(model.hf_model), "num_attention_heads"), {}
     for writer in model.survey.writers:
         name = writer.parameter
@@ -127,6 +128,19 @@ def _difference(model: EditableModel, target: Writes, baseline: Writes, position
         heads=heads,
         whole=whole,
     )
+
+
+def _idle_experts(
+    model: EditableModel, parts: Mapping[str, Tensor], whole: Mapping[str, str]
+) -> dict[str, Float[Tensor, " width"]]:
+    """The experts in lists of modules that no token was sent to: they wrote nothing."""
+    listed = [writer for writer in model.survey.writers if writer.role == "expert" and writer.expert_axis is None]
+    busy = {writer.layer: parts[writer.parameter] for writer in listed if writer.parameter in parts}
+    return {
+        writer.parameter: torch.zeros_like(busy[writer.layer])
+        for writer in listed
+        if writer.layer in busy and writer.parameter not in {**parts, **whole}
+    }
 
 
 def _minus(one: Tensor | None, other: Tensor | None) -> Tensor:

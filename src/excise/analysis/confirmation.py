@@ -21,6 +21,7 @@ from excise.model import EditableModel
 from excise.progress import Progress, silent
 
 MOST_KL = 1e6
+_TIMES = 2  # how much further the log-odds must fall than for a random set: there are few of them to compare with
 _SHARE = 10  # at most one component in so many is removed at once: beyond that, any set of them breaks a model
 
 
@@ -48,6 +49,7 @@ class Confirmation:
     """What ablating the components of one kind does that write the behavior most.
 
     components  those that were ablated
+    base        nothing ablated
     together    all of them at once
     singly      the first few, one at a time
     control     as many others of the same kind, drawn at random, several times
@@ -55,16 +57,19 @@ class Confirmation:
 
     kind: Kind
     components: tuple[Component, ...]
+    base: Effect
     together: Effect
     singly: tuple[Effect, ...]
     control: tuple[Effect, ...]
 
     @property
     def confirmed(self) -> bool:
-        """Whether the behavior becomes less likely than after every random ablation."""
-        return bool(self.control) and all(
-            self.together.margin < other.margin and self.together.rate <= other.rate for other in self.control
-        )
+        """Whether the log-odds of the behavior fall, and at least twice as far as in any random ablation.
+
+        Never where there is nothing to compare with.
+        """
+        fall, *others = (self.base.margin - effect.margin for effect in (self.together, *self.control))
+        return bool(others) and fall > 0 and fall >= _TIMES * max(others)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -82,13 +87,13 @@ class Confirmation:
 class Bench:
     """The base model's onsets and continuations, to measure edits against.
 
-    rate  how often the base model shows the behavior on the target prompts, by generation
+    base  what the base model does itself
     """
 
     model: EditableModel
     reference: Reference
     onset: Onset
-    rate: float
+    base: Effect
 
     @classmethod
     def measure(
@@ -109,19 +114,12 @@ class Bench:
                 f"{model.name} shows the behavior on none of {len(prompts.target)} prompts: nothing to ablate",
                 hint="check the prompts and the markers, or attribute without confirmation",
             )
-        return cls(model, reference, onset, base.rate.value)
+        return cls(model, reference, onset, _effect(model, reference, onset))
 
     def effect(self, edit: Edit) -> Effect:
         """What the edit does, by prefill alone."""
         with self.model.edited(edit):
-            divergence = self.reference.compare(self.model)
-            margin = self.onset.margin(self.model)
-        return Effect(
-            rate=int((margin > 0).sum()) / self.onset.total,
-            margin=float(margin.mean()),
-            kl_first=_finite(divergence.first.mean),
-            kl_sequence=_finite(divergence.sequence.mean),
-        )
+            return _effect(self.model, self.reference, self.onset)
 
 
 def confirm(
@@ -156,7 +154,20 @@ def confirm(
         effects.append(bench.effect(ablation(survey, found, components)))
     progress(f"ablating {pool.kind}s", len(trials), len(trials), "sets")
     alone = 1 + len(chosen[:singly])
-    return Confirmation(pool.kind, tuple(chosen), effects[0], tuple(effects[1:alone]), tuple(effects[alone:]))
+    return Confirmation(
+        pool.kind, tuple(chosen), bench.base, effects[0], tuple(effects[1:alone]), tuple(effects[alone:])
+    )
+
+
+def _effect(model: EditableModel, reference: Reference, onset: Onset) -> Effect:
+    """What the model does with whatever edit is live."""
+    divergence, margin = reference.compare(model), onset.margin(model)
+    return Effect(
+        rate=int((margin > 0).sum()) / onset.total,
+        margin=float(margin.mean()),
+        kl_first=_finite(divergence.first.mean),
+        kl_sequence=_finite(divergence.sequence.mean),
+    )
 
 
 def _finite(kl: float) -> float:

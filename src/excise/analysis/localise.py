@@ -141,4 +141,4 @@ def components(
             },
             scores={"tune": effect.to_json()},
         )
-    return Components(found, rows, counts, bench.effect(Edit.empty(model.survey)), confirmations, edit, effect)
+    return Components(found, rows, counts, bench.base, confirmations, edit, effect)

@@ -128,14 +128,13 @@ def pools(found: Attribution) -> dict[Kind, Pool]:
     members["writer"].append((Member(None, EMBEDDING_LAYER, ()), found.stream[0]))
     for writer in found.writers:
         name, parts = writer.parameter, found.parts.get(writer.parameter)
-        listed = writer.role == "expert" and writer.expert_axis is None
+        listed = writer.role == "expert" and writer.expert_axis is None and name not in found.whole
         if name in found.totals and not listed:
             members["writer"].append((Member(writer, writer.layer, ()), torch.tensor(found.totals[name])))
-        if listed and name in found.totals and name not in found.whole:
-            added = torch.zeros(()) if parts is None else parts.sum()
-            members["expert"].append((Member(writer, writer.layer, ()), added))
         if parts is None:
             continue
+        if listed:
+            members["expert"].append((Member(writer, writer.layer, ()), parts.sum()))
         if name in found.heads:
             heads = parts.unflatten(0, (found.heads[name], -1)).sum(dim=-1)
             members["head"].append((Member(writer, writer.layer, tuple(heads.shape)), heads))

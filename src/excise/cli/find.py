@@ -12,7 +12,7 @@ from rich.table import Table
 
 from excise.cli.options import command, settings
 from excise.cli.session import Outcome, Session
-from excise.cli.tables import heading, line, pattern, plain_table
+from excise.cli.tables import heading, line, plain_table
 from excise.config import RunConfig
 from excise.errors import OutputExistsError
 
@@ -117,7 +117,7 @@ def _show_components(found: Components, edit: str | None) -> list[RenderableType
     for kind, rows in found.rows.items():
         table = plain_table("share", "component", "parameter", right=(0,))
         for row in rows:
-            table.add_row(f"{100 * row.share:.1f} %", row.label, pattern(row.parameter or ""))
+            table.add_row(f"{100 * row.share:.1f} %", row.label, row.parameter or "")
         shown += [heading(f"{kind}s ({found.counts[kind]}):"), table]
     shown += [heading("Ablated, on unseen prompts:"), _ablations(found)]
     shown += [line(f"\nnot covered: {note}") for note in found.notes]
