@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from excise.analysis.attribution import Attribution, _difference
 from excise.analysis.confirmation import Confirmation, Effect
 from excise.analysis.pools import Component, Kind, Pool, ablation, pools
 from excise.analysis.writes import Writes, measure_writes
+from excise.model.findings import GainStep
 from excise.model.forward import forward, pad_left
 from excise.model.streams import residuals_taken
 from zoo import build as zoo
@@ -276,6 +278,25 @@ def test_what_cannot_be_split_is_said(kind: str, parameter: str, why: str) -> No
         assert parameter not in {each.parameter for each in by_kind[kind].largest(len(by_kind[kind]))}
     shown = {each.parameter for each in by_kind["writer"].largest(len(by_kind["writer"]))}
     assert (parameter in shown) == (parameter in found.totals)
+
+
+def test_a_norm_whose_scale_cannot_be_held_is_said() -> None:
+    model = EditableModel(build("llama"))
+    parameter = "model.layers.2.mlp.down_proj.weight"
+    model.__dict__["survey"] = replace(model.survey, paths={parameter: ((GainStep(),),)})
+    found = attribution(model)
+    assert list(found.whole) == [parameter]
+    assert "norm without a gain" in found.whole[parameter]
+    assert parameter not in found.parts
+
+
+def test_a_gain_that_is_something_else_is_said() -> None:
+    model = EditableModel(build("gemma2"))
+    with torch.no_grad():
+        model.survey  # noqa: B018 - what it says of the gain is then no longer true
+        model.hf_model.get_parameter("model.layers.2.post_feedforward_layernorm.weight").mul_(-2).add_(1)
+    found = attribution(model)
+    assert list(found.whole) == ["model.layers.2.mlp.down_proj.weight"]
 
 
 def test_a_width_that_is_no_number_of_heads_is_said() -> None:

@@ -120,25 +120,22 @@ def components(
     if not ablate:
         return Components(found, rows, counts)
     bench = Bench.measure(model, behavior, splits.tune, batch_size=batch_size, progress=progress)
-    tried = [
-        confirm(bench, found, by_kind[kind], top=top, seed=seed, progress=progress)
-        for kind in MASKABLE
-        if kind in by_kind
-    ]
+    maskable = [by_kind[kind] for kind in MASKABLE if kind in by_kind]
+    tried = [confirm(bench, found, pool, top=top, seed=seed, progress=progress) for pool in maskable]
     confirmations = tuple(each for each in tried if each is not None)
     chosen = [component for each in confirmations if each.confirmed for component in each.components]
-    edit, effect = None, None
-    if chosen:
-        plain = ablation(model.survey, found, chosen)
-        effect = bench.effect(plain)
-        edit = plain.with_record(
-            provenance={
-                "behavior": behavior.name,
-                "splits": {"sizes": splits.sizes(), "sha256": splits.digest()},
-                "seed": seed,
-                "components": [component.to_json() for component in chosen],
-                "versions": runs.versions(),
-            },
-            scores={"tune": effect.to_json()},
-        )
+    if not chosen:
+        return Components(found, rows, counts, bench.base, confirmations)
+    edit = ablation(model.survey, found, chosen)
+    effect = bench.effect(edit)
+    edit = edit.with_record(
+        provenance={
+            "behavior": behavior.name,
+            "splits": {"sizes": splits.sizes(), "sha256": splits.digest()},
+            "seed": seed,
+            "components": [component.to_json() for component in chosen],
+            "versions": runs.versions(),
+        },
+        scores={"tune": effect.to_json()},
+    )
     return Components(found, rows, counts, bench.base, confirmations, edit, effect)

@@ -161,6 +161,8 @@ class _Watch:
         for step in (step for path in self.model.survey.paths.get(name, ()) for step in path):
             if step.parameter in self.cuts.unfixed:
                 found.whole[name] = f"what {step.parameter} does to this write is not known"
+            elif step.parameter is None and step.values is None and step.part is None:
+                found.whole[name] = "it passes a norm without a gain, whose scale could not be held fixed"
 
     def enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.cuts.calls.clear()

@@ -59,13 +59,8 @@ def find(
     splits = behavior.splits(SplitSizes(*config.splits), seed=config.seed, offline=config.offline)
     model = session.load_model(config, allow_partial=config.allow_partial)
     missed = session.prove(model, config)
-    options: dict[str, Any] = {
-        "splits": splits,
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-        "progress": session.progress,
-    }
-    directions = find_directions(model, behavior, method=method, **options)
+    options: Mapping[str, Any] = {"splits": splits, "seed": config.seed, "batch_size": config.batch_size}
+    directions = find_directions(model, behavior, method=method, progress=session.progress, **options)
     if out is not None:
         directions.save(out)
     found = directions.to_json()
@@ -73,14 +68,14 @@ def find(
         "model": config.model,
         "behavior": behavior.name,
         "splits": splits.sizes(),
-        "out": None if out is None else str(out),
+        "out": out and str(out),
         **found,
     }
     shown = _show_directions(behavior.name, found, out)
     if components or components_edit is not None:
         from excise.analysis import components as find_components
 
-        parts = find_components(model, behavior, directions=directions, top=top, **options)
+        parts = find_components(model, behavior, directions=directions, top=top, progress=session.progress, **options)
         data["components"] = {**parts.to_json(), "edit": _save(parts, components_edit)}
         shown += _show_components(parts, data["components"]["edit"])
         if components_edit is not None and parts.edit is None:
