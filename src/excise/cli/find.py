@@ -64,13 +64,8 @@ def find(
     if out is not None:
         directions.save(out)
     found = directions.to_json()
-    data = {
-        "model": config.model,
-        "behavior": behavior.name,
-        "splits": splits.sizes(),
-        "out": out and str(out),
-        **found,
-    }
+    written = None if out is None else str(out)
+    data = {"model": config.model, "behavior": behavior.name, "splits": splits.sizes(), "out": written, **found}
     shown = _show_directions(behavior.name, found, out)
     if components or components_edit is not None:
         from excise.analysis import components as find_components
