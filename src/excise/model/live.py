@@ -64,7 +64,14 @@ def _hookable(model: nn.Module, site: SiteEdit) -> bool:
         return False
     if all(isinstance(change, Projection) and change.norm == "none" for change in site.changes):
         return True
-    return len(site.changes) == 1 and writer.role != "embedding" and _is_product(model.get_submodule(writer.module))
+    return len(site.changes) == 1 and is_product(model, writer)
+
+
+def is_product(model: nn.Module, writer: Writer) -> bool:
+    """Whether a writer's module does nothing but multiply its input by its one matrix (and add a bias)."""
+    if writer.module is None or writer.role == "embedding":
+        return False
+    return _is_product(model.get_submodule(writer.module))
 
 
 def _is_product(module: nn.Module) -> bool:

@@ -1,6 +1,16 @@
 """The methods of the search, one per file: which edits are tried, and in which order."""
 
-from excise.search.methods import schedule
+from excise.search.methods import arditi, kernel, matrix_fit, mean_difference, schedule
 from excise.search.methods.registry import Method, known_methods, method_named, register
 
-__all__ = ["Method", "known_methods", "method_named", "register", "schedule"]
+__all__ = [
+    "Method",
+    "arditi",
+    "kernel",
+    "known_methods",
+    "matrix_fit",
+    "mean_difference",
+    "method_named",
+    "register",
+    "schedule",
+]
