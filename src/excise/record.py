@@ -51,7 +51,7 @@ def assemble(
         "edit": describe_edit(found.best),
         "search": describe_search(found),
         "verify": dict(baked) or None,
-        "skipped": skipped(job, survey, baked),
+        "skipped": skipped(job, survey, found.best, baked),
         "warnings": [
             *job.model.template.warnings,
             *job.warnings,
@@ -77,15 +77,16 @@ def describe_survey(survey: Survey) -> dict[str, Any]:
 
 
 def describe_edit(edit: Edit) -> dict[str, Any]:
-    """The chosen edit: its sites with their strengths."""
+    """The chosen edit: its sites with the strengths of their projections; None for those that have none."""
     sites = [
         {
             "parameter": site.writer.parameter,
             "layer": site.writer.layer,
             "role": site.writer.role,
-            "strength": sum(change.strength for change in site.changes if isinstance(change, Projection)),
+            "strength": sum(strengths) if strengths else None,
         }
         for site in edit.sites
+        for strengths in [[change.strength for change in site.changes if isinstance(change, Projection)]]
     ]
     norms = sorted({change.norm for site in edit.sites for change in site.changes if isinstance(change, Projection)})
     return {"file": "edit.safetensors", "sites": sites, "norm": "/".join(norms)}
@@ -103,10 +104,14 @@ def describe_search(found: SearchResult) -> dict[str, Any]:
     }
 
 
-def skipped(job: Job, survey: Survey, baked: Mapping[str, Any]) -> list[str]:
+def skipped(job: Job, survey: Survey, edit: Edit, baked: Mapping[str, Any]) -> list[str]:
     """What was left out, in words."""
     words = [f"layer {item.layer}: {item.reason} ({', '.join(item.parameters)})" for item in survey.unresolved]
-    embeddings = [writer.parameter for writer in survey.writers if writer.role == "embedding"]
+    embeddings = [
+        writer.parameter
+        for writer in survey.writers
+        if writer.role == "embedding" and edit.site(writer.parameter) is None
+    ]
     if embeddings:
         words.append(f"embeddings are not edited ({', '.join(embeddings)}): the direction enters the stream there")
     words += [f"not carried into the edited model: {name}" for name in baked.get("bake", {}).get("skipped", ())]
