@@ -170,29 +170,18 @@ class Polish:
         self.progress("polishing", self.step, self.step, "steps")
 
     def _advance(self, phase: Phase) -> None:
-        rows, lessons, model = self.recipe.rows, self.lessons, self.model
-        answers, onsets = self.answers, lessons.onset.rows
-        if answers:
-            self._descend(
-                self._draw([len(row.prompt) + len(row.response) for row in answers], rows, "answers"),
-                lambda indices: answer_loss(model, [answers[index] for index in indices], window=WINDOW),
-            )
-        begun = self._descend(
-            self._draw([len(row) for row in onsets], rows, "onsets"),
-            lambda indices: onset_loss(model, lessons.onset, indices),
-        )
+        begun = self._remove()
         found: list[tuple[float, float]] = []
         threshold = self._tail_begins()
 
         def preserved(indices: list[int]) -> Tensor:
-            first, sequence = divergences(model, lessons.reference, indices)
+            first, sequence = divergences(self.model, self.lessons.reference, indices)
             found.extend(zip(first.tolist(), sequence.tolist(), strict=True))
             both = first + sequence
             return phase.preserve * (both + self.recipe.tail / TAIL_SHARE * (both - threshold).clamp(min=0.0))
 
-        self._descend(
-            self._draw([len(row.prompt) + len(row.response) for row in lessons.baseline], rows, "baseline"), preserved
-        )
+        lengths = [len(row.prompt) + len(row.response) for row in self.lessons.baseline]
+        self._descend(self._draw(lengths, self.recipe.rows, "baseline"), preserved)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         _cap(self.factors, self._limits)
@@ -200,6 +189,38 @@ class Polish:
         first, sequence = (sum(column) / len(found) for column in zip(*found, strict=True))
         self._recent = [*self._recent, [begun, first, sequence]][-_RECENT:]
         self.step += 1
+
+    def _remove(self) -> float:
+        """Descend on answers and onsets; returns the mean loss of the latter.
+
+        Where an answer begins at the very place where the behavior would, one pass serves both.
+        """
+        model, lessons, answers = self.model, self.lessons, self.answers
+        places = {row.prompt: index for index, row in enumerate(lessons.target)}
+        both = {places[row.prompt] for row in answers if row.focus == lessons.target[places[row.prompt]].focus == 0}
+        alone = [index for index in range(len(lessons.target)) if index not in both]
+        likely: list[float] = []
+
+        def answered(indices: list[int]) -> Tensor:
+            chosen = [answers[index] for index in indices]
+            at_once = [places[row.prompt] in both for row in chosen]
+            loss, onset = answer_loss(model, chosen, window=WINDOW, onset=lessons.onset if any(at_once) else None)
+            if onset is None:
+                return loss
+            counted = onset[torch.tensor(at_once, device=onset.device)]
+            likely.extend(counted.tolist())
+            return torch.cat([loss, counted])
+
+        def begun(indices: list[int]) -> Tensor:
+            loss = onset_loss(model, lessons.onset, [alone[index] for index in indices])
+            likely.extend(loss.tolist())
+            return loss
+
+        rows = self.recipe.rows
+        self._descend(self._draw([len(row.prompt) + len(row.response) for row in answers], rows, "answers"), answered)
+        share = -(-rows * len(alone) // len(lessons.target))  # as often as the others
+        self._descend(self._draw([len(lessons.onset.rows[index]) for index in alone], share, "onsets"), begun, rows)
+        return sum(likely) / len(likely)
 
     def _is_over(self, number: int, steps: int) -> bool:
         phase = self.recipe.phases[number]
@@ -222,9 +243,9 @@ class Polish:
         self.factors.restore(now)
         return snapshot
 
-    def _descend(self, groups: list[list[int]], loss: Callable[[list[int]], Tensor]) -> float:
-        """Add the gradient of the mean loss over all rows; returns that mean."""
-        total = sum(len(group) for group in groups)
+    def _descend(self, groups: list[list[int]], loss: Callable[[list[int]], Tensor], total: int | None = None) -> float:
+        """Add the gradient of the mean loss over all rows (or of its sum over `total`); returns that."""
+        total = total or sum(len(group) for group in groups)
         value = 0.0
         for group in groups:
             with self.factors.live():  # also while activations are computed again
@@ -244,6 +265,9 @@ class Polish:
 
         A pure function of the seed and the step, so that a polish goes on as if it had never been stopped.
         """
+        rows = min(rows, len(lengths))
+        if rows == 0:
+            return []
         order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
         rounds, place = divmod(self.step * rows, max(len(order), 1))
         generator = random.Random(f"{self.seed}/{kind}/{rounds}")
