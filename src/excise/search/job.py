@@ -164,7 +164,8 @@ def _sources(study: Study, space: Space, tune: BehaviorObjective | None, progres
         plain = [space.plain(), *(space.plain(position=position) for position in space.positions)]
         return list({str(each["position"]): each for each in plain}.values())[:MOST_POSITIONS]
     rough = tune.sample(targets=_SWEEP_TARGETS, baselines=_SWEEP_BASELINES, tokens=_SWEEP_TOKENS)
-    found = sources(sweep(space, rough.prefill, base_rate=tune.base_rate, progress=progress))
+    swept = sweep(space, rough.prefill_many, base_rate=tune.base_rate, at_once=rough.at_once, progress=progress)
+    found = sources(swept)
     study.remember("sources", [dict(each) for each in found])
     return found
 
@@ -192,18 +193,19 @@ def _confirm(
     progress: Progress,
 ) -> list[Measured]:
     """Measure trials on prompts the search never saw; what an earlier call measured is remembered."""
-    confirmed: list[Measured] = []
-    unseen: BehaviorObjective | None = None
-    for number, trial in enumerate(chosen):
-        progress("confirming the front", number, len(chosen), "points")
-        known = study.note(f"select {trial.index}")
-        if known is None:
-            unseen = unseen or objective()
-            known = vars(unseen(space.edit(trial.parameters)))
-            study.remember(f"select {trial.index}", known)
-        confirmed.append(Measured(**known))
+    names = [f"select {trial.index}" for trial in chosen]
+    if any(study.note(name) is None for name in names):
+        unseen = objective()
+        for start in range(0, len(chosen), unseen.at_once):
+            progress("confirming the front", start, len(chosen), "points")
+            some = slice(start, start + unseen.at_once)
+            missing = [name for name in names[some] if study.note(name) is None]
+            measured = unseen.many([space.edit(trial.parameters) for trial in chosen[some]]) if missing else []
+            for name, each in zip(names[some], measured, strict=bool(missing)):
+                if name in missing:
+                    study.remember(name, vars(each))
     progress("confirming the front", len(chosen), len(chosen), "points")
-    return confirmed
+    return [Measured(**study.note(name)) for name in names]
 
 
 def _provenance(behavior: Behavior, splits: Splits, seed: int, directions: Directions) -> dict[str, Any]:
