@@ -196,6 +196,11 @@ def test_modules_that_see_scattered_tokens_are_told(kind: str) -> None:
     assert_together_equals_alone(model, attention)
 
 
+def test_layers_that_text_does_not_run_are_in_nobody_s_way() -> None:
+    model = EditableModel(architectures.build("mllama"))
+    assert_together_equals_alone(model, [Edit.project(model.survey, VECTORS[0]), Edit.empty(model.survey)])
+
+
 def test_a_row_that_all_share_is_told() -> None:
     model = EditableModel(build("gpt2"))
     edits = [Edit.project(model.survey, VECTORS[0]), Edit.empty(model.survey)]
@@ -203,15 +208,17 @@ def test_a_row_that_all_share_is_told() -> None:
     assert model.sharing([*edits, positions]) == [(0, 1), (2,)]
 
 
-def test_what_turns_out_midway_is_measured_again_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("belief", [Layout(True, True), Layout(False, False, ran=False)])
+def test_what_turns_out_midway_is_measured_again_one_at_a_time(belief: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     model = EditableModel(build("gpt2", spread=2.0), letters(template=CHATML))
     edits = [Edit.project(model.survey, vector, embedding=True) for vector in VECTORS[:2]]
     assert model.sharing(edits) == [(0,), (1,)]
-    believed = {name: Layout(True, True) for name in row_layout._LAYOUTS[model.hf_model]}
-    row_layout._LAYOUTS[model.hf_model] = believed
+    known = row_layout._LAYOUTS[model.hf_model]
+    monkeypatch.setitem(row_layout._LAYOUTS, model.hf_model, {name: belief for name in known})
     assert model.sharing(edits) == [(0, 1)]
     reference = Reference.measure(model, PROMPTS[:1], Behavior.from_files("a", "b", markers=["x"]), tokens=4)
     found = reference.compare_many(model, edits)
+    assert sum(not layout.outputs and layout.ran for layout in row_layout._LAYOUTS[model.hf_model].values()) == 1
     assert model.sharing(edits) == [(0,), (1,)]
     for edit, divergence in zip(edits, found, strict=True):
         with model.edited(edit):

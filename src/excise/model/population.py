@@ -21,7 +21,7 @@ from excise.edit import Change, Edit, Projection, SiteEdit, Writer
 from excise.errors import SharedBatchError
 from excise.model import live
 from excise.model.forward import TokenModel
-from excise.model.row_change import ROW_WISE, attach
+from excise.model.row_change import ROW_WISE, attach, guard
 from excise.model.row_groups import Population
 from excise.model.row_layout import Layout, layouts, rule_out
 
@@ -30,7 +30,7 @@ _AT_ONCE = 8
 
 
 def favourable_count(device: torch.device) -> int:
-    """How many edits to measure at once: 1 on a CPU, which computes as long as rows are many, and 8 elsewhere."""
+    """How many edits to measure at once: 8 where decoding waits for memory, 1 on a CPU, which gains next to nothing."""
     return 1 if device.type == "cpu" else _AT_ONCE
 
 
@@ -48,15 +48,20 @@ def population(model: TokenModel, edits: Sequence[Edit]) -> Iterator[Population]
         else:
             if len(sharing(model, edits)) > 1:
                 raise SharedBatchError("an edit swaps weights, or is at a module that does not keep rows apart")
+            found = layouts(model, [name for edit in edits for site in edit.sites for name in _modules(site)])
             for writer, changes in _by_writer(edits).items():
-                attach(model.hf_model, writer, changes, together, stack)
+                assert writer.module is not None
+                if found[writer.module].ran:
+                    attach(model.hf_model, writer, changes, together, stack)
+                else:
+                    guard(model.hf_model, writer.module, together, stack)
         yield together
 
 
 def sharing(model: TokenModel, edits: Sequence[Edit]) -> list[tuple[int, ...]]:
     """Which edits can share a batch: groups of their indices, by their first. An edit that cannot is on its own.
 
-    The first call for a model may run two short passes, which must have no population live. Raises
+    The first call for a model may run a few short passes; it must have no rows assigned. Raises
     `EditMismatchError` for an edit whose writers this model does not have.
     """
     if len(edits) < 2:
@@ -123,7 +128,9 @@ def _modules(site: SiteEdit) -> list[str]:
 
 
 def _fits(found: Mapping[str, Layout], site: SiteEdit) -> bool:
-    """Whether rows are apart wherever hooks for a site read or change them."""
+    """Whether rows are apart wherever hooks for a site read or change them, as far as passes get there at all."""
     own, *heads = (found[name] for name in _modules(site))
+    if not own.ran:
+        return True
     reads_input = any(not isinstance(change, Projection) or change.norm != "none" for change in site.changes)
     return own.outputs and (own.inputs or not reads_input) and all(head.inputs for head in heads)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from excise.edit import Change, LowRank, Projection, Writer, operators
+from excise.errors import SharedBatchError
 from excise.model.live import tied_heads
 from excise.model.row_groups import Population
 from excise.model.row_layout import by_row
@@ -55,6 +56,16 @@ def attach(
         for head in tied_heads(writer):
             hook = model.get_submodule(head).register_forward_pre_hook(projection.of_input(head))
             stack.callback(hook.remove)
+
+
+def guard(model: nn.Module, module: str, population: Population, stack: ExitStack) -> None:
+    """Raise `SharedBatchError` where a module that was thought to be skipped is run on rows of several edits."""
+
+    def refuse(_: nn.Module, __: Any) -> None:
+        if population.assigned is not None:
+            raise SharedBatchError(f"{module} is run, and nothing is known of how it keeps rows apart", module=module)
+
+    stack.callback(model.get_submodule(module).register_forward_pre_hook(refuse).remove)
 
 
 def _width(change: Change) -> int:
