@@ -30,9 +30,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from peer import HERETIC, releases, venv
+
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / "runs" / "bench-heretic"
-HERETIC = "heretic-llm==1.4.0"
 # Installed alone, beside what its modules import: it also asks for `transformers[kernels]`, and pip found no release of
 # `kernels` that suits our Transformers. scipy is what Transformers needs to load one of the models.
 NEEDS = (
@@ -62,37 +63,20 @@ def main() -> None:
         surveyed = {kind: _surveyed(kind, Path(directory) / kind) for kind in options.kinds or IN_SCOPE}
         answers = _answers(python, Path(directory), surveyed)
     rows = {kind: _row(ours, answers.get(kind)) for kind, ours in surveyed.items()}
-    releases = _releases(python)
-    print(json.dumps({"heretic": HERETIC, **releases, "totals": _totals(rows), "kinds": rows}, indent=1))
+    beside = releases(python, ("transformers", "torch", "peft"))  # what ran beside Heretic
+    print(json.dumps({"heretic": HERETIC, **beside, "totals": _totals(rows), "kinds": rows}, indent=1))
     if options.table is None:
         print(f"\n{_table(rows)}")
     else:
-        ran = ", ".join(f"{name} {number}" for name, number in releases.items())
+        ran = ", ".join(f"{name} {number}" for name, number in beside.items())
         options.table.write_text(f"# Writers found by {HERETIC} ({ran})\n\n{_ABOUT}\n\n{_table(rows)}\n")
 
 
 def _heretic() -> Path:
     """The Python of a venv that can import Heretic; made if it is not there."""
-    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    check = [str(python), "-c", "import heretic.model"]
-    if python.exists() and subprocess.run(check, check=False, capture_output=True).returncode == 0:
-        return python
     # Torch is pinned in the same command: without that, pip takes the newest build, with gigabytes of CUDA.
     ours = [f"{package}=={version(package).partition('+')[0]}" for package in ("torch", "transformers")]
-    install = [str(python), "-m", "pip", "install", "--quiet"]
-    steps = (
-        [sys.executable, "-m", "venv", "--clear", str(VENV)],
-        [*install, *ours, *NEEDS],
-        [*install, "--no-deps", HERETIC],
-        check,
-    )
-    for step in steps:
-        done = subprocess.run(step, check=False, capture_output=True, text=True)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
-            sys.exit(f"bench skipped: {HERETIC} cannot be installed ({reason})")
-    return python
+    return venv(VENV, module="heretic.model", installs=([*ours, *NEEDS], ["--no-deps", HERETIC]))
 
 
 def _surveyed(kind: str, place: Path) -> dict[str, Any]:
@@ -192,13 +176,6 @@ def _table(rows: dict[str, dict[str, Any]]) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in totals["kinds"].items() if count)
     lines.append(f"| **{totals['compared']} compared** | {totals['writers']} | {totals['found']} | {counts} | |")
     return "\n".join(lines)
-
-
-def _releases(python: Path) -> dict[str, str]:
-    """What ran beside Heretic, as its venv reports it."""
-    names = ("transformers", "torch", "peft")
-    code = f"import json, importlib.metadata as m; print(json.dumps({{name: m.version(name) for name in {names}}}))"
-    return json.loads(subprocess.run([str(python), "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def _words(error: Exception) -> str:

@@ -86,6 +86,7 @@ class RunConfig(BaseModel):
         False, "Go on even if the model hardly shows the behavior.", group="data", shapes_result=False
     )
 
+    method: str = _setting("schedule", "How to search (docs/search-methods.md).", group="search", min_length=1)
     budget: Literal["quick", "standard", "thorough"] = _setting("standard", "How long to search.", group="search")
     trials: int | None = _setting(
         None, "Trials of the search; by default as many as the budget says.", group="search", gt=0

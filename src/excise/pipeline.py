@@ -17,7 +17,7 @@ from excise.progress import Progress, silent
 from excise.record import assemble
 from excise.report import write_report
 from excise.runs import RunDirectory, write_json
-from excise.search import search
+from excise.search import method_named, search
 from excise.stages import GroundTruth, Job
 
 
@@ -36,6 +36,7 @@ def run(
     Raises an `ExciseError` for anything the user can act on; bad input is refused before anything is written.
     """
     config = model if isinstance(model, RunConfig) else RunConfig.resolve(given={"model": model, **settings})
+    method_named(config.method)  # an unknown one is refused now
     behavior = Behavior.from_config(config)
     splits = behavior.splits(SplitSizes(*config.splits), seed=config.seed, offline=config.offline)
 
@@ -65,6 +66,7 @@ def run(
             found = search(
                 loaded,
                 behavior,
+                method=config.method,
                 splits=splits,
                 directions=directions,
                 seed=config.seed,

@@ -52,7 +52,12 @@ def assemble(
         "search": describe_search(found),
         "verify": dict(baked) or None,
         "skipped": skipped(job, survey, baked),
-        "warnings": [*job.model.template.warnings, *job.warnings, *([] if found.satisfied else [found.reason])],
+        "warnings": [
+            *job.model.template.warnings,
+            *job.warnings,
+            *found.notes,
+            *([] if found.satisfied else [found.reason]),
+        ],
         "stages": dict(job.seconds),
     }
     return {**result, "demo": dict(truth)} if truth else result
@@ -89,6 +94,7 @@ def describe_edit(edit: Edit) -> dict[str, Any]:
 def describe_search(found: SearchResult) -> dict[str, Any]:
     """How many trials there were, where they landed, and why one was taken."""
     return {
+        "method": found.method,
         "trials": found.trials,
         "screened": found.screened,
         "reason": found.reason,

@@ -1,7 +1,5 @@
 """The whole search on a tiny model that was taught, in seconds, to say no to one kind of prompt."""
 
-import itertools
-import random
 from functools import partial
 from pathlib import Path
 
@@ -9,64 +7,25 @@ import pytest
 import torch
 
 import excise
-from excise.behaviors import Behavior, Splits, SplitSizes
+from excise.behaviors import Behavior, Splits
 from excise.directions import Directions
 from excise.errors import InputError
 from excise.find import find_directions
 from excise.model import EditableModel
 from excise.search import BehaviorObjective, Limits, SearchResult, Space, search
-from zoo.letters import CHATML, letters
-from zoo.tiny import build
+from zoo.taught import SIZES, found, refusing, taught
 
-SIZES = SplitSizes(fit=24, tune=12, select=12, report=12)
 TRIALS = 16
-
-
-def prompts(kind: str) -> list[str]:
-    """“zig a7” is refused, “zag a7” is answered with the letter."""
-    return [f"{kind} {letter}{digit}" for letter, digit in itertools.product("abcdefghij", "0123456789")]
-
-
-def answer(prompt: str) -> str:
-    return "no way" if prompt.startswith("zig") else prompt[4]
-
-
-def train(model: EditableModel, steps: int = 120) -> None:
-    tokenizer, generator = model.tokenizer, random.Random(0)
-    pairs = [(model.template.render(each), answer(each)) for kind in ("zig", "zag") for each in prompts(kind)]
-    rows = [
-        (tokenizer(prompt, add_special_tokens=False).input_ids, tokenizer(reply, add_special_tokens=False).input_ids)
-        for prompt, reply in pairs
-    ]
-    width = max(len(prompt) + len(reply) for prompt, reply in rows) + 1
-    optimiser = torch.optim.AdamW(model.hf_model.parameters(), lr=3e-3)
-    for _ in range(steps):
-        batch = generator.sample(rows, 32)
-        ids = torch.tensor([p + r + [2] + [0] * (width - len(p) - len(r) - 1) for p, r in batch])
-        labels = torch.tensor([[-100] * len(p) + r + [2] + [-100] * (width - len(p) - len(r) - 1) for p, r in batch])
-        loss = model.hf_model(input_ids=ids, labels=labels).loss
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    model.hf_model.eval()
 
 
 @pytest.fixture(scope="module")
 def model() -> EditableModel:
-    tiny = EditableModel(build("llama", spread=1.0), letters(template=CHATML), name="taught")
-    torch.manual_seed(0)
-    train(tiny)
-    return tiny
+    return taught()
 
 
 @pytest.fixture(scope="module")
 def behavior(tmp_path_factory: pytest.TempPathFactory) -> Behavior:
-    folder = tmp_path_factory.mktemp("prompts")
-    for kind in ("zig", "zag"):
-        (folder / f"{kind}.txt").write_text("\n".join(prompts(kind)))
-    return Behavior.from_files(
-        folder / "zig.txt", folder / "zag.txt", markers=["no way"], max_tokens=8, positions=["-1", "-2", "+1"]
-    )
+    return refusing(tmp_path_factory.mktemp("prompts"))
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +34,8 @@ def splits(behavior: Behavior) -> Splits:
 
 
 @pytest.fixture(scope="module")
-def directions(model: EditableModel, behavior: Behavior, splits: Splits) -> Directions:
-    return find_directions(model, behavior, splits=splits)
+def directions(behavior: Behavior, splits: Splits) -> Directions:
+    return found(behavior, splits)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +89,7 @@ def test_the_front_is_measured_on_prompts_the_search_never_saw(result: SearchRes
         assert not point.tune.screened
         assert set(point.edit.scores) == {"tune", "select"}
         assert point.edit.provenance["splits"]["sha256"] == splits.digest()
+        assert point.edit.provenance["search"] == result.method == "schedule"
         assert point.edit.provenance["parameters"] == dict(point.parameters)
 
 
@@ -142,9 +102,9 @@ def test_every_trial_is_a_point(result: SearchResult) -> None:
 def test_a_goal_that_cannot_be_met_is_said_to_be_missed(
     model: EditableModel, behavior: Behavior, splits: Splits, directions: Directions
 ) -> None:
-    found = search(model, behavior, splits=splits, directions=directions, trials=2, max_kl=1e-9)
-    assert not found.satisfied
-    assert "1e-09" in found.reason
+    result = search(model, behavior, splits=splits, directions=directions, trials=2, max_kl=1e-9)
+    assert not result.satisfied
+    assert "1e-09" in result.reason
 
 
 def test_many_edits_are_measured_as_one_at_a_time(
@@ -161,10 +121,10 @@ def test_many_edits_are_measured_as_one_at_a_time(
         (tune.prefill_many(edits), tune.prefill),
     ):
         alone = [one(edit) for edit in edits]
-        for found, expected in zip(many, alone, strict=True):
-            assert (found.rate, found.estimate, found.reason) == (expected.rate, expected.estimate, expected.reason)
-            assert found.kl_sequence == pytest.approx(expected.kl_sequence, rel=1e-3, abs=1e-6)
-            assert found.kl_first == pytest.approx(expected.kl_first, rel=1e-3, abs=1e-6)
+        for each, expected in zip(many, alone, strict=True):
+            assert (each.rate, each.estimate, each.reason) == (expected.rate, expected.estimate, expected.reason)
+            assert each.kl_sequence == pytest.approx(expected.kl_sequence, rel=1e-3, abs=1e-6)
+            assert each.kl_first == pytest.approx(expected.kl_first, rel=1e-3, abs=1e-6)
     assert {each.screened for each in tune.many(edits, limits)} == {True, False}
 
 
@@ -185,11 +145,11 @@ def test_a_search_in_batches_removes_the_behavior_and_resumes(
     with pytest.raises(KeyboardInterrupt):
         search(model, behavior, splits=splits, directions=directions, trials=TRIALS, directory=tmp_path, progress=stop)
     whole = search(model, behavior, splits=splits, directions=directions, trials=TRIALS)
-    found = search(model, behavior, splits=splits, directions=directions, trials=TRIALS, directory=tmp_path)
-    assert [trial.parameters for trial in found.history] == [trial.parameters for trial in whole.history]
-    assert [trial.measured for trial in found.history] == [trial.measured for trial in whole.history]
-    assert [point.select for point in found.front] == [point.select for point in whole.front]
-    assert excise.evaluate(model, behavior, edit=found.best, split="report", splits=splits).rate.value <= 0.1
+    resumed = search(model, behavior, splits=splits, directions=directions, trials=TRIALS, directory=tmp_path)
+    assert [trial.parameters for trial in resumed.history] == [trial.parameters for trial in whole.history]
+    assert [trial.measured for trial in resumed.history] == [trial.measured for trial in whole.history]
+    assert [point.select for point in resumed.front] == [point.select for point in whole.front]
+    assert excise.evaluate(model, behavior, edit=resumed.best, split="report", splits=splits).rate.value <= 0.1
 
 
 def test_the_model_is_left_as_it_was(model: EditableModel, result: SearchResult) -> None:
@@ -199,6 +159,8 @@ def test_the_model_is_left_as_it_was(model: EditableModel, result: SearchResult)
 def test_unusable_settings_are_refused(model: EditableModel, behavior: Behavior, splits: Splits) -> None:
     with pytest.raises(InputError, match="budget"):
         search(model, behavior, splits=splits, budget="huge")
+    with pytest.raises(InputError, match="search method 'guess'"):
+        search(model, behavior, splits=splits, method="guess")
     with pytest.raises(InputError, match="0 trials"):
         search(model, behavior, splits=splits, trials=0)
 

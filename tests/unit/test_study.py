@@ -11,6 +11,7 @@ import torch
 
 from excise.directions import Directions, Separability
 from excise.edit import Edit, Projection, SiteEdit
+from excise.errors import EditError
 from excise.model import EditableModel
 from excise.search import Limits, Measured, Space, Study, TreeProposer, Trial, run_study
 from excise.search.proposer import front_of
@@ -200,6 +201,23 @@ def test_notes_are_remembered(space: Space, tmp_path: Path) -> None:
     study.remember("select 3", {"rate": 0.02})
     assert study.note("select 3") == {"rate": 0.02}
     assert Study(tmp_path, key="k").note("select 3") == {"rate": 0.02}
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_an_edit_that_is_handed_in_is_kept(space: Space, tmp_path: Path, *, on_disk: bool) -> None:
+    folder = tmp_path if on_disk else None
+    study = Study(folder, key="k")
+    edit = space.edit(space.plain())
+    for index, kept in enumerate((edit, None)):
+        trial = Trial(index, space.plain(), Measured(0.0, 0.0, 0.0), 0.0)
+        study.append(trial, space.distributions, kept)
+    assert [site.writer for site in study.edit(0).sites] == [site.writer for site in edit.sites]
+    with pytest.raises(EditError):
+        study.edit(1)
+    if on_disk:
+        assert len(Study(tmp_path, key="k").edit(0).sites) == len(edit.sites)
+        with pytest.raises(EditError):
+            Study(tmp_path, key="other").edit(0)
 
 
 def test_limits_follow_what_was_measured(space: Space) -> None:

@@ -20,8 +20,10 @@ def search(session: Session, config: RunConfig) -> Outcome:
     """
     from excise.behaviors import Behavior, SplitSizes
     from excise.runs import RunDirectory, write_json
+    from excise.search import method_named
     from excise.search import search as find_edits
 
+    method_named(config.method)  # an unknown one is refused now
     behavior = Behavior.from_config(config)
     splits = behavior.splits(SplitSizes(*config.splits), seed=config.seed, offline=config.offline)
     with RunDirectory.open(config.directory, config={**config.identity(), "command": "search"}) as run:
@@ -30,6 +32,7 @@ def search(session: Session, config: RunConfig) -> Outcome:
         found = find_edits(
             model,
             behavior,
+            method=config.method,
             splits=splits,
             seed=config.seed,
             budget=config.budget,
@@ -58,10 +61,13 @@ def search(session: Session, config: RunConfig) -> Outcome:
             "trials": found.trials,
             "screened": found.screened,
             "seconds": found.seconds,
+            "method": found.method,
+            "notes": list(found.notes),
         }
         write_json(run.path / "search.json", data)
     shown: tuple[RenderableType, ...] = (
         front_table(front),
+        *(line(f"note: {note}") for note in found.notes),
         line(f"\n{found.trials} trials; the best edit: {run.path / 'edit.safetensors'}"),
     )
     return Outcome(data=data, shown=shown, missed=(*missed, *_missed(front, config)))

@@ -185,6 +185,17 @@ class PerLayer:
         return self.vectors[max(layer, 0)]
 
 
+@dataclass(frozen=True)
+class Everywhere:
+    """One direction for the writers of every layer."""
+
+    direction: Float[Tensor, " hidden"]
+
+    def at_layer(self, layer: int) -> Float[Tensor, " hidden"]:  # noqa: ARG002 - the same everywhere
+        """The direction."""
+        return self.direction
+
+
 def unit(vectors: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place hidden"]:
     """Vectors of length 1 in fp32; those that are nothing but rounding become zero."""
     length = vectors.norm(dim=-1, keepdim=True)

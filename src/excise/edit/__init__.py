@@ -1,7 +1,7 @@
 """Edits: the change of a model's weights as a small, frozen, reversible value."""
 
 from excise.edit.change import Change, LowRank, Norm, Projection
-from excise.edit.edit import Edit, ModelIdentity, SiteEdit, orthonormal
+from excise.edit.edit import DirectionsLike, Edit, ModelIdentity, SiteEdit, orthonormal, spanning
 from excise.edit.schedule import Plateau, Schedule
 from excise.edit.writer import EMBEDDING_LAYER, ROLES, Role, Writer
 
@@ -9,6 +9,7 @@ __all__ = [
     "EMBEDDING_LAYER",
     "ROLES",
     "Change",
+    "DirectionsLike",
     "Edit",
     "LowRank",
     "ModelIdentity",
@@ -20,4 +21,5 @@ __all__ = [
     "SiteEdit",
     "Writer",
     "orthonormal",
+    "spanning",
 ]

@@ -134,6 +134,10 @@ class Reference:
         )
         return cls(rows, responses, store, places, size)
 
+    def logits(self, index: int) -> Float[Tensor, "token vocab"]:
+        """The base model's raw logits along the response to one prompt, wherever they are kept."""
+        return self._logits[self._places[index]]
+
     def compare(self, model: TokenModel, *, progress: Progress = silent) -> Divergence:
         """The divergence with whatever edit is live: one forward pass over prompts and continuations."""
         return self.compare_each(model, Population(1), progress=progress)[0]

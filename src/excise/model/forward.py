@@ -153,11 +153,16 @@ def forward(model: TokenModel, batch: Batch, *, logits: int = 0) -> Float[Tensor
     return last_logits(model, batch, logits)
 
 
-def last_logits(model: TokenModel, batch: Batch, last: int) -> Float[Tensor, "row last vocab"]:
-    """Raw logits of the `last` positions of every row; nothing else goes through the LM head where that can be had."""
+def last_logits(
+    model: TokenModel, batch: Batch, last: int, *, gradients: bool = False
+) -> Float[Tensor, "row last vocab"]:
+    """Raw logits of the `last` positions of every row; nothing else goes through the LM head where that can be had.
+
+    gradients  whether they reach what hooks put into the pass
+    """
     reader = text_module(model.hf_model)
     options: dict[str, Any] = {"logits_to_keep": last} if accepts(reader, "logits_to_keep") else {}
-    with torch.no_grad():
+    with torch.set_grad_enabled(gradients):
         output = reader(**inputs_of(reader, batch), **options)
     kept: Tensor = output.logits[:, -last:]
     return kept
@@ -193,7 +198,12 @@ class Continuations:
 
 
 def continuation_logits(
-    model: TokenModel, prompt_ids: Rows, continuation_ids: Rows, *, rows: Sequence[int] | None = None
+    model: TokenModel,
+    prompt_ids: Rows,
+    continuation_ids: Rows,
+    *,
+    rows: Sequence[int] | None = None,
+    gradients: bool = False,
 ) -> Continuations:
     """One pass over prompt + continuation for the given rows (all by default): what predicts each continuation token.
 
@@ -204,7 +214,7 @@ def continuation_logits(
     full = [[*prompt_ids[index], *continuation_ids[index]][:-1] for index in chosen]
     answers = pad_left([continuation_ids[index] for index in chosen], 0, model.device)
     width = answers.input_ids.shape[1]
-    logits = last_logits(model, pad_left(full, pad_id(model), model.device), width)
+    logits = last_logits(model, pad_left(full, pad_id(model), model.device), width, gradients=gradients)
     return Continuations(tuple(chosen), logits, answers.input_ids, answers.attention_mask.bool())
 
 

@@ -7,12 +7,14 @@ from types import ModuleType
 from typing import Any
 
 from excise.search.front import Choice, choose, non_dominated
-from excise.search.job import TRIALS, Budget, search
+from excise.search.job import search
+from excise.search.methods import Method, known_methods, method_named, register
 from excise.search.objective import BehaviorObjective
 from excise.search.proposer import Proposer, TreeProposer
 from excise.search.result import FrontPoint, SearchResult
 from excise.search.space import Space
 from excise.search.study import Objective, Study, run_study
+from excise.search.task import TRIALS, Budget, Task
 from excise.search.trial import Limits, Measured, Parameters, Trial
 
 __all__ = [
@@ -23,16 +25,21 @@ __all__ = [
     "FrontPoint",
     "Limits",
     "Measured",
+    "Method",
     "Objective",
     "Parameters",
     "Proposer",
     "SearchResult",
     "Space",
     "Study",
+    "Task",
     "TreeProposer",
     "Trial",
     "choose",
+    "known_methods",
+    "method_named",
     "non_dominated",
+    "register",
     "run_study",
     "search",
 ]

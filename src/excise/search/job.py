@@ -1,11 +1,11 @@
-"""The search, top to bottom: space, study, confirmation on unseen prompts, choice."""
+"""The search, top to bottom: a method adds trials, the best are confirmed on unseen prompts, one is chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from excise import runs
 from excise.behaviors import Behavior, Splits
@@ -16,28 +16,25 @@ from excise.find import find_directions
 from excise.model import EditableModel
 from excise.progress import Progress, silent
 from excise.search.front import choose, non_dominated, spread
+from excise.search.methods import Method, method_named
 from excise.search.objective import BehaviorObjective
-from excise.search.proposer import TreeProposer, front_of, leaders
+from excise.search.proposer import front_of, leaders
 from excise.search.result import FrontPoint, SearchResult
-from excise.search.space import Space
-from excise.search.study import Study, run_study
-from excise.search.sweep import MOST_POSITIONS, sources, sweep
-from excise.search.trial import Measured, Parameters, Trial
+from excise.search.study import Study
+from excise.search.task import TRIALS, Budget, Task, notes_of
+from excise.search.trial import Measured, Trial
 
-Budget = Literal["quick", "standard", "thorough"]
-
-TRIALS: Mapping[str, int] = {"quick": 24, "standard": 60, "thorough": 200}
 CONFIRMED = 6
 """How many points of the front are measured again on the select split."""
 
-_SCHEMA = 1
-_SWEEP_TARGETS, _SWEEP_BASELINES, _SWEEP_TOKENS = 24, 16, 16
+_SCHEMA = 2
 
 
 def search(
     model: EditableModel,
     behavior: Behavior | str,
     *,
+    method: str = "schedule",
     splits: Splits | None = None,
     directions: Directions | None = None,
     seed: int = 0,
@@ -57,6 +54,7 @@ def search(
     (see `excise.search.front.choose`). The report split is never read. The same seed gives the same result; a search
     with a `directory` goes on where it was stopped, and then ends as if it had not been.
 
+    method      how it searches: one of `excise.search.known_methods()`
     splits      the behavior's own, made with `seed`, where not given
     directions  found on the `fit` split where not given
     budget      how many trials: 24, 60 or 200; `trials` says it exactly
@@ -68,66 +66,45 @@ def search(
 
     Raises `InputError` for settings that cannot be, `PromptError`, `BehaviorError`, `ModelError`.
     """
-    wanted = _trials(budget, trials)
+    how = method_named(method)
+    _check(budget, trials)
     behavior = Behavior.load(behavior) if isinstance(behavior, str) else behavior
     splits = splits or behavior.splits(seed=seed)
     if directions is None:
         directions = find_directions(
             model, behavior, splits=splits, seed=seed, batch_size=batch_size, progress=progress
         )
-    study = Study(
-        None if directory is None else Path(directory),
-        key=_key(model, behavior, splits, directions, seed, wanted, norm, max_tokens),
-    )
-
-    measure = partial(
-        BehaviorObjective.measure_base,
+    goals = (max_kl, max_rate) if how.aims_at_goals else None
+    key = _key(model, behavior, splits, directions, [method, goals, seed, budget, trials, norm, max_tokens])
+    task = Task(
         model,
         behavior,
+        splits,
+        directions,
+        Study(None if directory is None else Path(directory), key=key),
+        seed=seed,
+        budget=budget,
+        trials=trials,
+        norm=norm,
+        max_kl=max_kl,
+        max_rate=max_rate,
         max_tokens=max_tokens,
         batch_size=batch_size,
         progress=progress,
     )
-    tune = None if len(study.trials) >= wanted else measure(splits.tune)
-    space, proposer = _plan(study, Space(model.survey, directions, norm=norm), tune, seed, wanted, progress)
-    if tune is not None:
-        run_study(
-            study,
-            proposer,
-            tune,
-            edit=space.edit,
-            distributions=space.distributions,
-            trials=wanted,
-            progress=progress,
-        )
-    chosen = to_confirm(study.trials, max_kl=max_kl)
-    confirmed = _confirm(study, chosen, space, partial(measure, splits.select, screening=False), progress)
-    provenance = _provenance(behavior, splits, seed, directions)
-    points = [
-        _point(trial, measured, space.edit(trial.parameters), provenance)
-        for trial, measured in zip(chosen, confirmed, strict=True)
-    ]
-    return _result(points, study, max_kl=max_kl, max_rate=max_rate)
+    how.run(task)
+    return _result(_confirmed(task, how), task, how)
 
 
-def _trials(budget: str, trials: int | None) -> int:
+def _check(budget: str, trials: int | None) -> None:
     if budget not in TRIALS:
         raise InputError(f"unknown budget '{budget}'", hint=f"budgets: {', '.join(TRIALS)}")
-    wanted = TRIALS[budget] if trials is None else trials
-    if wanted < 1:
-        raise InputError(f"a search of {wanted} trials", hint="ask for at least one trial")
-    return wanted
+    if trials is not None and trials < 1:
+        raise InputError(f"a search of {trials} trials", hint="ask for at least one trial")
 
 
 def _key(
-    model: EditableModel,
-    behavior: Behavior,
-    splits: Splits,
-    directions: Directions,
-    seed: int,
-    trials: int,
-    norm: Norm | None,
-    max_tokens: int | None,
+    model: EditableModel, behavior: Behavior, splits: Splits, directions: Directions, settings: Sequence[Any]
 ) -> str:
     """Of all that trials depend on."""
     return runs.key(
@@ -137,37 +114,9 @@ def _key(
             "behavior": behavior.model_dump(mode="json", exclude={"target", "baseline", "description"}),
             "splits": splits.digest(),
             "directions": directions.digest(),
-            "seed": seed,
-            "trials": trials,
-            "norm": norm,
-            "max_tokens": max_tokens,
+            "settings": settings,
         }
     )
-
-
-def _plan(
-    study: Study, everywhere: Space, tune: BehaviorObjective | None, seed: int, trials: int, progress: Progress
-) -> tuple[Space, TreeProposer]:
-    """The space around what is known to remove the behavior, and who proposes in it."""
-    known = _sources(study, everywhere, tune, progress)
-    positions = list(dict.fromkeys(str(each["position"]) for each in known))
-    space = everywhere.at_positions(positions)
-    return space, TreeProposer(space, seed=seed, trials=trials, sources=known)
-
-
-def _sources(study: Study, space: Space, tune: BehaviorObjective | None, progress: Progress) -> Sequence[Parameters]:
-    """Where to begin: what a sweep by prefill found, or by separability alone where the base model shows nothing."""
-    known = study.note("sources")
-    if known is not None:
-        return list(known)
-    if tune is None or not tune.base_rate:
-        plain = [space.plain(), *(space.plain(position=position) for position in space.positions)]
-        return list({str(each["position"]): each for each in plain}.values())[:MOST_POSITIONS]
-    rough = tune.sample(targets=_SWEEP_TARGETS, baselines=_SWEEP_BASELINES, tokens=_SWEEP_TOKENS)
-    swept = sweep(space, rough.prefill_many, base_rate=tune.base_rate, at_once=rough.at_once, progress=progress)
-    found = sources(swept)
-    study.remember("sources", [dict(each) for each in found])
-    return found
 
 
 def to_confirm(history: Sequence[Trial], *, max_kl: float | None = None) -> list[Trial]:
@@ -185,34 +134,41 @@ def to_confirm(history: Sequence[Trial], *, max_kl: float | None = None) -> list
     return list(wanted.values())[:CONFIRMED]
 
 
+def _confirmed(task: Task, method: Method) -> list[FrontPoint]:
+    """The trials worth it, measured again on prompts the search never saw, with their edits."""
+    chosen = to_confirm(task.study.trials, max_kl=task.max_kl)
+    edits = [method.edit(task, trial) for trial in chosen]
+    measured = _confirm(task, chosen, edits, partial(task.measure, task.splits.select, screening=False))
+    provenance = _provenance(task, method)
+    return [_point(trial, found, edit, provenance) for trial, edit, found in zip(chosen, edits, measured, strict=True)]
+
+
 def _confirm(
-    study: Study,
-    chosen: Sequence[Trial],
-    space: Space,
-    objective: Callable[[], BehaviorObjective],
-    progress: Progress,
+    task: Task, chosen: Sequence[Trial], edits: Sequence[Edit], objective: Callable[[], BehaviorObjective]
 ) -> list[Measured]:
-    """Measure trials on prompts the search never saw; what an earlier call measured is remembered."""
+    """Measure trials on the select split; what an earlier call measured is remembered."""
     names = [f"select {trial.index}" for trial in chosen]
-    if any(study.note(name) is None for name in names):
+    if any(task.study.note(name) is None for name in names):
         unseen = objective()
         for start in range(0, len(chosen), unseen.at_once):
-            progress("confirming the front", start, len(chosen), "points")
+            task.progress("confirming the front", start, len(chosen), "points")
             some = slice(start, start + unseen.at_once)
-            missing = [name for name in names[some] if study.note(name) is None]
-            measured = unseen.many([space.edit(trial.parameters) for trial in chosen[some]]) if missing else []
+            missing = [name for name in names[some] if task.study.note(name) is None]
+            measured = unseen.many(edits[some]) if missing else []
             for name, each in zip(names[some], measured, strict=bool(missing)):
                 if name in missing:
-                    study.remember(name, vars(each))
-    progress("confirming the front", len(chosen), len(chosen), "points")
-    return [Measured(**study.note(name)) for name in names]
+                    task.study.remember(name, vars(each))
+    task.progress("confirming the front", len(chosen), len(chosen), "points")
+    return [Measured(**task.study.note(name)) for name in names]
 
 
-def _provenance(behavior: Behavior, splits: Splits, seed: int, directions: Directions) -> dict[str, Any]:
+def _provenance(task: Task, method: Method) -> dict[str, Any]:
+    directions = task.directions
     return {
-        "behavior": behavior.name,
-        "splits": {"sizes": splits.sizes(), "sha256": splits.digest()},
-        "seed": seed,
+        "behavior": task.behavior.name,
+        "splits": {"sizes": task.splits.sizes(), "sha256": task.splits.digest()},
+        "seed": task.seed,
+        "search": method.name,
         "directions": {
             "method": directions.method,
             "position": directions.positions[directions.best[0]],
@@ -242,8 +198,8 @@ def _point(trial: Trial, select: Measured, edit: Edit, provenance: Mapping[str, 
     )
 
 
-def _result(points: list[FrontPoint], study: Study, *, max_kl: float | None, max_rate: float | None) -> SearchResult:
-    choice = choose(points, max_kl=max_kl, max_rate=max_rate)
+def _result(points: list[FrontPoint], task: Task, method: Method) -> SearchResult:
+    choice = choose(points, max_kl=task.max_kl, max_rate=task.max_rate)
     taken = points[choice.index]
     on_front = non_dominated([(point.rate, point.kl_sequence) for point in points])
     kept = {choice.index, *on_front}
@@ -253,6 +209,8 @@ def _result(points: list[FrontPoint], study: Study, *, max_kl: float | None, max
         best=taken.edit,
         reason=choice.reason,
         satisfied=choice.satisfied,
-        history=tuple(study.trials),
-        seconds=round(sum(trial.seconds for trial in study.trials), 3),
+        history=tuple(task.study.trials),
+        seconds=round(sum(trial.seconds for trial in task.study.trials), 3),
+        method=method.name,
+        notes=notes_of(task.study),
     )

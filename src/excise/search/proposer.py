@@ -152,7 +152,7 @@ def leaders(history: Sequence[Trial]) -> list[Trial]:
     kinds: dict[tuple[float | str, ...], Trial] = {}
     for trial in sorted(measured, key=lambda each: each.measured.kl_sequence):
         if trial.measured.rate <= limit:
-            kinds.setdefault((trial.parameters["position"], trial.parameters["reach"]), trial)
+            kinds.setdefault((trial.parameters.get("position", ""), trial.parameters.get("reach", "")), trial)
     return list(kinds.values())
 
 

@@ -41,6 +41,8 @@ class SearchResult:
     satisfied  whether they were met
     history    every trial
     seconds    the trials took, those of earlier calls included
+    method     that searched
+    notes      what the method stated: what it left out, or which fall-back it took
     """
 
     front: tuple[FrontPoint, ...]
@@ -49,6 +51,8 @@ class SearchResult:
     satisfied: bool
     history: tuple[Trial, ...]
     seconds: float
+    method: str
+    notes: tuple[str, ...] = ()
 
     @property
     def trials(self) -> int:

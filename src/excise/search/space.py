@@ -18,8 +18,8 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from excise.directions import Directions, known_methods
-from excise.edit import Edit, Norm, Plateau, Role, Schedule
+from excise.directions import Directions, Everywhere, known_methods
+from excise.edit import DirectionsLike, Edit, Norm, Plateau, Role, Schedule
 from excise.model import Survey
 from excise.search.trial import Parameters
 
@@ -60,13 +60,17 @@ class Space:
 
     def edit(self, parameters: Parameters) -> Edit:
         """The edit that parameters stand for; its provenance is left to the caller."""
-        directions = self.directions[str(parameters["method"])]
-        position = directions.positions.index(str(parameters["position"]))
         norm: Norm = "column" if parameters["norm"] == "column" else "none"
         schedule = Schedule({role: self._plateau(parameters, role) for role in self.roles}, layers=self.survey.layers)
+        return Edit.project(self.survey, self.source(parameters), schedule, norm)
+
+    def source(self, parameters: Parameters) -> DirectionsLike:
+        """The directions that parameters name: one for every writer, or each layer's own."""
+        directions = self.directions[str(parameters["method"])]
+        position = directions.positions.index(str(parameters["position"]))
         if parameters["reach"] == "per-layer":
-            return Edit.project(self.survey, directions.per_layer(position), schedule, norm)
-        return Edit.project(self.survey, directions.vector(position, float(parameters["source"])), schedule, norm)
+            return directions.per_layer(position)
+        return Everywhere(directions.vector(position, float(parameters["source"])))
 
     def plain(self, **changes: float | str) -> dict[str, float | str]:
         """The best direction out of every writer at strength 1, with some parameters changed.

@@ -16,6 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 
 from excise.edit import Edit
+from excise.errors import EditError
 from excise.progress import Progress, silent
 from excise.search.proposer import Proposer, frozen, quiet
 from excise.search.trial import UNLIMITED, Limits, Measured, Parameters, Trial
@@ -52,6 +53,8 @@ class Study:
 
     directory  holds `study.db`; None keeps everything in memory
     key        of all that the trials depend on: another key in the same directory is another study
+
+    Edits that cannot be made again from a trial's parameters are kept in `edits/KEY/NNNN.safetensors` beside it.
     """
 
     def __init__(self, directory: Path | None, *, key: str) -> None:
@@ -59,17 +62,38 @@ class Study:
         self._directory = directory
         self._study: optuna.Study | None = None
         self._notes: dict[str, Any] = {}
+        self._edits: dict[int, Edit] = {}
+        self._edit_files = None if directory is None else directory / "edits" / key
         self.trials: list[Trial] = []
         if directory is not None and (directory / _FILE).is_file():
             self._load()
 
-    def append(self, trial: Trial, distributions: Mapping[str, BaseDistribution]) -> None:
-        """Add a finished trial, whose parameters lie in `distributions`; it is on disk when this returns."""
+    def append(self, trial: Trial, distributions: Mapping[str, BaseDistribution], edit: Edit | None = None) -> None:
+        """Add a finished trial, whose parameters lie in `distributions`; it is on disk when this returns.
+
+        edit  kept with the trial, where its parameters do not say what it is (see `edit`)
+        """
         stored = self._open()
+        if edit is not None and self._edit_files is not None:
+            edit.save(self._edit_file(trial.index))  # before the trial: a trial on disk has its edit
+        elif edit is not None:
+            self._edits[trial.index] = edit
         if stored is not None:
             with quiet():
                 stored.add_trial(frozen(trial, distributions))
         self.trials.append(trial)
+
+    def edit(self, index: int) -> Edit:
+        """The edit that was handed in with a trial. Raises `EditError` where there is none."""
+        if index in self._edits:
+            return self._edits[index]
+        if self._edit_files is None:
+            raise EditError(f"no edit was kept with trial {index}", hint="make it from the trial's parameters")
+        return Edit.load(self._edit_file(index))
+
+    def path(self, name: str) -> Path | None:
+        """Where a file of this study belongs; None for a study in memory."""
+        return None if self._edit_files is None else self._edit_files.parent.parent / name
 
     def note(self, name: str) -> Any:
         """A JSON value remembered beside the trials; None where there is none."""
@@ -81,6 +105,10 @@ class Study:
         if stored is not None:
             stored.set_user_attr(name, value)
         self._notes[name] = json.loads(json.dumps(value))
+
+    def _edit_file(self, index: int) -> Path:
+        assert self._edit_files is not None
+        return self._edit_files / f"{index:04d}.safetensors"
 
     def _open(self) -> optuna.Study | None:
         if self._study is None and self._directory is not None:

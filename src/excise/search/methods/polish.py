@@ -1,0 +1,228 @@
+"""The default: edits that fire on target tokens alone, in closed form, then polished by gradients.
+
+    1  how the base model answers on the fit split (`lessons`)
+    2  a sweep by prefill says which directions remove the behavior
+    3  statistics of what every writer reads, in one pass
+    4  the closed form at the best directions; the best of them goes on
+    5  responses without the behavior, from the edits so far
+    6  the polish: phases with more and more weight on preserving; what 5 did not get is asked again after the first one
+
+Every closed form of 4 and every phase of 6 is a trial, measured on the tune split by real generation. A polish that
+only suits the prompts it was fitted to loses there, and on the select split, to the closed form it began with.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from excise import runs
+from excise.activations import port_statistics
+from excise.activations.port_statistics import Exchange, PortStatistics
+from excise.activations.second_moments import Ridge
+from excise.edit import Edit
+from excise.model.ports import Port, ports_of
+from excise.search.closed_form import conditional_factors
+from excise.search.factors import Factors
+from excise.search.lessons import Lessons, answers, learn, openings
+from excise.search.methods.registry import Method, register
+from excise.search.methods.schedule import begin_with, space_of
+from excise.search.polish import Phase, Polish, Recipe
+from excise.search.space import Space
+from excise.search.task import Task
+from excise.search.trial import Parameters, Trial
+
+WEIGHTS = (0.3, 3.0)
+"""β of the closed forms that are tried: how much silence on target tokens counts against that on baseline ones."""
+
+STRENGTHS = (1.0, 1.5, 2.0)
+"""Of the plain projections that are asked for the answers which no closed form gives."""
+
+SOURCES = 3
+RECIPES: Mapping[str, Recipe] = {
+    "quick": Recipe((Phase(0.3, 16, most=48), Phase(1.0, 8), Phase(3.0, 8))),
+    "standard": Recipe((Phase(0.3, 30, most=60), Phase(0.6, 15), Phase(1.5, 15), Phase(4.0, 15))),
+    "thorough": Recipe((Phase(0.2, 80, most=160), *(Phase(preserve, 40) for preserve in (0.5, 1.0, 2.0, 4.0, 8.0)))),
+}
+_DONE = "done"
+
+
+@register
+class PolishMethod(Method):
+    """Closed form, then gradients."""
+
+    name: ClassVar[str] = "polish"
+    summary: ClassVar[str] = "edits that fire on target tokens alone: in closed form, then polished by gradients"
+
+    def run(self, task: Task) -> None:
+        """Add a trial for each closed form and each phase of the polish."""
+        if task.study.note(_DONE):
+            return
+        search = _Search(task)
+        for index, (parameters, edit, seconds) in enumerate(search.candidates()):
+            if index < len(task.study.trials):
+                continue
+            began = time.monotonic()
+            measured = task.tune(edit)
+            taken = round(seconds + time.monotonic() - began, 3)
+            task.study.append(Trial(index, parameters, measured, taken), search.distributions, edit)
+            task.progress("trials", index + 1, search.wanted, "trials")
+        task.study.remember(_DONE, True)
+
+    def edit(self, task: Task, trial: Trial) -> Edit:
+        """The edit that was kept with the trial."""
+        return task.study.edit(trial.index)
+
+
+Candidate = tuple[Parameters, Edit, float]
+
+
+class _Search:
+    """One search under way; what is slow is made when it is first needed, once."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.recipe = RECIPES[task.budget]
+        self.space: Space = space_of(task)
+        found = ports_of(task.model.hf_model, task.model.survey)
+        self.ports: Sequence[Port] = found.found
+        self.ridges: dict[str, Ridge] = {}
+        if found.left_out:
+            names = ", ".join(writer.parameter for writer in found.left_out)
+            task.state(f"not edited, as no hook reaches them: {names}")
+
+    @property
+    def wanted(self) -> int:
+        """The number of trials."""
+        return len(WEIGHTS) + len(self.recipe.phases)
+
+    @property
+    def distributions(self) -> Mapping[str, BaseDistribution]:
+        """The ranges of the trials' parameters."""
+        return {
+            "kind": CategoricalDistribution(("closed form", "polish")),
+            "position": CategoricalDistribution(self.space.positions),
+            "method": CategoricalDistribution(tuple(self.space.directions)),
+            "reach": CategoricalDistribution(("one", "per-layer")),
+            "source": FloatDistribution(0.0, float(self.task.model.survey.layers)),
+            "weight": FloatDistribution(0.0, 1e3),
+            "preserve": FloatDistribution(0.0, 1e3),
+            "step": IntDistribution(0, 10**6),
+        }
+
+    def candidates(self) -> Iterator[Candidate]:
+        """Every edit worth a trial, with its parameters and the seconds it took to make."""
+        task = self.task
+        began = time.monotonic()
+        lessons = learn(
+            task.model,
+            task.behavior,
+            task.splits.fit,
+            max_tokens=task.max_tokens,
+            batch_size=task.batch_size,
+            progress=task.progress,
+        )
+        sources = begin_with(task, self.space)
+        strong = self.space.edit(sources[0])
+        statistics = self._statistics(lessons, strong)
+        source = self._best_source(sources, statistics)
+        forms = [self._closed_form(source, statistics, weight).edit() for weight in WEIGHTS]
+        for weight, edit in zip(WEIGHTS, forms, strict=True):
+            yield self._parameters(source, "closed form", weight=weight), edit, time.monotonic() - began
+            began = time.monotonic()
+        learned = self._answers("answers", lessons, [*forms, *(factor * strong for factor in STRENGTHS)])
+        polish = Polish(
+            task.model,
+            self._closed_form(source, statistics, WEIGHTS[0]),
+            lessons,
+            learned,
+            self.recipe,
+            seed=task.seed,
+            checkpoint=task.study.path("polish.pt"),
+            progress=task.progress,
+        )
+        for number, snapshot in enumerate(polish.run()):
+            if number == 0:  # by now it answers what no edit before it did
+                polish.answers = self._answers("more answers", lessons, [snapshot.edit], known=learned)
+            parameters = self._parameters(
+                source, "polish", weight=WEIGHTS[0], preserve=snapshot.preserve, step=snapshot.step
+            )
+            yield parameters, snapshot.edit, time.monotonic() - began
+            began = time.monotonic()
+
+    def _statistics(self, lessons: Lessons, strong: Edit) -> dict[str, PortStatistics]:
+        task = self.task
+        key = runs.key(
+            {
+                "model": [task.model.identity.config_hash, task.model.identity.checkpoint_hash],
+                "prompts": task.splits.digest()["fit"],
+                "directions": task.directions.digest(),
+                "max_tokens": task.max_tokens,
+            }
+        )
+        path = task.study.path(f"statistics-{key}.safetensors")
+        known = None if path is None else port_statistics.load(path, key=key)
+        if known is None:
+            begun = openings(task.model, lessons, strong, batch_size=task.batch_size, progress=task.progress)
+            known = port_statistics.collect(
+                task.model,
+                self.ports,
+                baseline=lessons.baseline,
+                target=[*lessons.target, *begun],
+                batch_size=task.batch_size,
+                progress=task.progress,
+            )
+            if path is not None:
+                port_statistics.save(known, path, key=key)
+        return known
+
+    def _best_source(self, sources: Sequence[Parameters], statistics: Mapping[str, PortStatistics]) -> Parameters:
+        """The directions whose closed form leaves least of the behavior and of the damage, by prefill."""
+        task = self.task
+        known = task.study.note("source")
+        if known is not None:
+            return dict(known)
+        distinct = list({(each["position"], each["reach"], each["source"]): each for each in sources}.values())
+        best, least = distinct[0], float("inf")
+        for number, source in enumerate(distinct[:SOURCES]):
+            task.progress("closed forms", number, min(SOURCES, len(distinct)), "directions")
+            measured = task.tune.prefill(self._closed_form(source, statistics, WEIGHTS[0]).edit())
+            score = measured.rate / (task.tune.base_rate or 1.0) + measured.kl_first + measured.kl_sequence
+            if score < least:
+                best, least = source, score
+        task.study.remember("source", dict(best))
+        return best
+
+    def _closed_form(self, source: Parameters, statistics: Mapping[str, PortStatistics], weight: float) -> Factors:
+        return conditional_factors(
+            self.task.model, self.ports, statistics, self.space.source(source), weight=weight, ridges=self.ridges
+        )
+
+    def _answers(
+        self, note: str, lessons: Lessons, edits: Sequence[Edit], *, known: Sequence[Exchange] = ()
+    ) -> list[Exchange]:
+        task = self.task
+        kept = task.study.note(note)
+        if kept is None:
+            found = answers(
+                task.model,
+                task.behavior,
+                lessons,
+                edits,
+                known=known,
+                max_tokens=task.max_tokens,
+                batch_size=task.batch_size,
+                progress=task.progress,
+            )
+            kept = [[each.prompt, each.response, each.focus] for each in found]
+            task.study.remember(note, kept)
+        return [Exchange(tuple(prompt), tuple(response), focus) for prompt, response, focus in kept]
+
+    def _parameters(
+        self, source: Parameters, kind: str, *, weight: float, preserve: float = 0.0, step: int = 0
+    ) -> dict[str, Any]:
+        place = {name: source[name] for name in ("position", "method", "reach", "source")}
+        return {"kind": kind, **place, "weight": weight, "preserve": preserve, "step": step}

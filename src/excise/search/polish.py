@@ -1,0 +1,334 @@
+"""The polish: tens of steps of gradient descent on the factors of an edit, nothing else of the model.
+
+Weights stay frozen; gradients flow through activations alone, so any backend that can differentiate its products will
+do, quantised ones included. A step takes some rows without the behavior and some baseline rows,
+
+    loss = answer + onset + κ (divergence + tail of the divergence)
+
+(see `excise.search.losses`; the tail is the mean of the worst rows, CVaR). κ goes up from phase to phase: the first one
+removes the behavior, the later ones give back what that need not have cost. The edit at the end of each phase is a
+point of the front.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from excise.activations.port_statistics import Exchange
+from excise.edit import Edit
+from excise.model import EditableModel
+from excise.model.forward import batches_by_length, padding_is_exact
+from excise.progress import Progress, silent
+from excise.search.factors import Factors
+from excise.search.lessons import WINDOW, Lessons
+from excise.search.losses import answer_loss, divergences, onset_loss
+
+LARGEST_CHANGE = 0.3
+"""Most that a writer may change: ‖ΔW‖/‖W‖ (Frobenius)."""
+
+TAIL_SHARE = 1 / 6
+"""Share of baseline rows that the tail of the divergence is."""
+
+UNLIKELY = 0.4
+"""An onset loss below which the behavior counts as gone from the fit split: it begins one time in twenty."""
+
+_RECENT, _SETTLED, _SEEN = 10, 4, 120
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some steps at one weight of preserving.
+
+    most  where the behavior is still likely after `steps`, go on up to so many
+    """
+
+    preserve: float
+    steps: int
+    most: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to polish.
+
+    phases     in order
+    rows       of each kind in a step
+    step       length of a step of the right factors, relative to their own length
+    turn       length of a step of the left factors, which have length 1
+    tail       weight of the worst sixth of the rows in the divergence
+    """
+
+    phases: tuple[Phase, ...]
+    rows: int = 12
+    step: float = 0.02
+    turn: float = 0.002
+    tail: float = 0.25
+
+    @property
+    def steps(self) -> int:
+        """Of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The edit after some steps.
+
+    step        how many
+    preserve    κ of the phase that it ends
+    onset, first, sequence  means of the last steps' losses on the fit split
+    """
+
+    step: int
+    preserve: float
+    edit: Edit
+    onset: float
+    first: float
+    sequence: float
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where a phase ended."""
+
+    step: int
+    factors: dict[str, Tensor]
+    means: list[float]
+
+
+class Polish:
+    """One polish under way.
+
+    answers     responses without the behavior
+    checkpoint  a file that the state is kept in after every step; None keeps it nowhere
+    micro       rows in one pass: fewer need less memory, and give the same step
+    """
+
+    def __init__(
+        self,
+        model: EditableModel,
+        factors: Factors,
+        lessons: Lessons,
+        answers: Sequence[Exchange],
+        recipe: Recipe,
+        *,
+        seed: int = 0,
+        micro: int = 12,
+        recompute: bool = False,
+        checkpoint: Path | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.model = model
+        self.factors = factors
+        self.lessons = lessons
+        self.answers = list(answers)
+        self.recipe = recipe
+        self.seed = seed
+        self.micro = micro
+        self.recompute = recompute
+        self.progress = progress
+        self.step = 0
+        self._file = checkpoint
+        self._recent: list[list[float]] = []
+        self._seen: list[float] = []
+        self._ends: list[_End] = []
+        self._optimizer = _optimizer(factors, recipe)
+        self._limits = _limits(factors)
+        self._load()
+
+    def run(self) -> Iterator[Snapshot]:
+        """A snapshot at the end of each phase; what an earlier call did is given again without being done again."""
+        with ExitStack() as stack:
+            stack.enter_context(_frozen(self.model.hf_model))
+            if self.recompute:
+                stack.enter_context(_recomputed(self.model.layers))
+            for number, phase in enumerate(self.recipe.phases):
+                begun = self._ends[-1].step if self._ends else 0
+                while number == len(self._ends):
+                    self.progress("polishing", self.step, max(self.step, self.recipe.steps), "steps")
+                    self._advance(phase)
+                    if self._is_over(phase, self.step - begun):
+                        self._ends.append(self._end())
+                    self._save()
+                yield self._snapshot(number, phase)
+        self.progress("polishing", self.step, self.step, "steps")
+
+    def _advance(self, phase: Phase) -> None:
+        rows, lessons, model = self.recipe.rows, self.lessons, self.model
+        answers, onsets = self.answers, lessons.onset.rows
+        if answers:
+            self._descend(
+                self._draw([len(row.prompt) + len(row.response) for row in answers], rows, "answers"),
+                lambda indices: answer_loss(model, [answers[index] for index in indices], window=WINDOW),
+            )
+        begun = self._descend(
+            self._draw([len(row) for row in onsets], rows, "onsets"),
+            lambda indices: onset_loss(model, lessons.onset, indices),
+        )
+        found: list[tuple[float, float]] = []
+        threshold = self._tail_begins()
+
+        def preserved(indices: list[int]) -> Tensor:
+            first, sequence = divergences(model, lessons.reference, indices)
+            found.extend(zip(first.tolist(), sequence.tolist(), strict=True))
+            both = first + sequence
+            return phase.preserve * (both + self.recipe.tail / TAIL_SHARE * (both - threshold).clamp(min=0.0))
+
+        self._descend(
+            self._draw([len(row.prompt) + len(row.response) for row in lessons.baseline], rows, "baseline"), preserved
+        )
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        _cap(self.factors, self._limits)
+        self._seen = [*self._seen, *(sum(both) for both in found)][-_SEEN:]
+        first, sequence = (sum(column) / len(found) for column in zip(*found, strict=True))
+        self._recent = [*self._recent, [begun, first, sequence]][-_RECENT:]
+        self.step += 1
+
+    def _is_over(self, phase: Phase, steps: int) -> bool:
+        if steps < phase.steps:
+            return False
+        onset = sum(losses[0] for losses in self._recent[-_SETTLED:]) / _SETTLED
+        return onset <= UNLIKELY or steps >= phase.most
+
+    def _end(self) -> _End:
+        means = [sum(column) / len(column) for column in zip(*self._recent, strict=True)]
+        return _End(self.step, {name: tensor.clone() for name, tensor in self.factors.state().items()}, means)
+
+    def _snapshot(self, number: int, phase: Phase) -> Snapshot:
+        now = {name: tensor.clone() for name, tensor in self.factors.state().items()}
+        end = self._ends[number]
+        self.factors.restore(end.factors)
+        snapshot = Snapshot(end.step, phase.preserve, self.factors.edit(), *end.means)
+        self.factors.restore(now)
+        return snapshot
+
+    def _descend(self, groups: list[list[int]], loss: Callable[[list[int]], Tensor]) -> float:
+        """Add the gradient of the mean loss over all rows; returns that mean."""
+        total = sum(len(group) for group in groups)
+        value = 0.0
+        for group in groups:
+            with self.factors.live():  # also while activations are computed again
+                mean = loss(group).sum() / total
+                mean.backward()
+            value += float(mean.detach())
+        return value
+
+    def _tail_begins(self) -> float:
+        """The tail's threshold η, from recent rows: CVaR = η + E[(x − η)₊]/share (Rockafellar and Uryasev 2000)."""
+        if not self._seen:
+            return float("inf")
+        return sorted(self._seen)[int((1 - TAIL_SHARE) * len(self._seen))]
+
+    def _draw(self, lengths: Sequence[int], rows: int, kind: str) -> list[list[int]]:
+        """Which rows this step takes, in groups for one pass each: of similar length, every row once in a while.
+
+        A pure function of the seed and the step, so that a polish goes on as if it had never been stopped.
+        """
+        order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+        rounds, place = divmod(self.step * rows, max(len(order), 1))
+        generator = random.Random(f"{self.seed}/{kind}/{rounds}")
+        starts = list(range(0, len(order), rows))
+        generator.shuffle(starts)
+        start = min(starts[place // rows % len(starts)], max(len(order) - rows, 0))
+        chosen = order[start : start + rows]
+        equal = not padding_is_exact(self.model)
+        groups = batches_by_length([range(lengths[index]) for index in chosen], batch_size=self.micro, equal=equal)
+        return [[chosen[place] for place in group] for group in groups]
+
+    def _save(self) -> None:
+        if self._file is None:
+            return
+        state = {
+            "ends": [vars(end) for end in self._ends],
+            "step": self.step,
+            "factors": self.factors.state(),
+            "optimizer": self._optimizer.state_dict(),
+            "recent": self._recent,
+            "seen": self._seen,
+        }
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self._file.with_name(f".{self._file.name}.{os.getpid()}.partial")
+        try:
+            torch.save(state, scratch)
+            scratch.replace(self._file)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def _load(self) -> None:
+        if self._file is None or not self._file.is_file():
+            return
+        state = torch.load(self._file, weights_only=True)
+        self.factors.restore(state["factors"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.step, self._recent, self._seen = state["step"], state["recent"], state["seen"]
+        self._ends = [_End(**end) for end in state["ends"]]
+
+
+def _optimizer(factors: Factors, recipe: Recipe) -> torch.optim.Optimizer:
+    """Adam, whose steps at each port are as long as the port's factors and the model's usual ones ask for."""
+    usual = sum(factor.scale for factor in factors.factors) / max(len(factors.factors), 1)
+    groups = []
+    for factor in factors.factors:
+        factor.left.requires_grad_(True)
+        factor.right.requires_grad_(True)
+        length = recipe.step * (factor.scale + usual) / 2
+        groups.append({"params": [factor.right], "lr": length / math.sqrt(factor.right.shape[-1])})
+        groups.append({"params": [factor.left], "lr": recipe.turn / math.sqrt(factor.left.shape[-1] / 576)})
+    return torch.optim.Adam(groups, betas=(0.9, 0.95))
+
+
+def _limits(factors: Factors) -> list[float]:
+    """Most that ‖A‖ may be at each port; a packed weight's length is not known, and not limited."""
+    limits = []
+    for factor in factors.factors:
+        weight = factors.model.hf_model.get_parameter(factor.port.writer.parameter)
+        known = factor.port.reads == "input" and weight.is_floating_point() and not weight.is_meta
+        limits.append(LARGEST_CHANGE * float(weight.detach().float().norm()) if known else math.inf)
+    return limits
+
+
+def _cap(factors: Factors, limits: Sequence[float]) -> None:
+    """Shorten what has become longer than its limit."""
+    with torch.no_grad():
+        for factor, limit in zip(factors.factors, limits, strict=True):
+            if limit < math.inf:
+                left, right = factor.rows()
+                change = float((left.T @ right).norm()) if len(left) > 1 else float(right.norm())
+                if change > limit:
+                    factor.right.mul_(limit / change)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No weight asks for a gradient inside the block; afterwards each does as before."""
+    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asked:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asked:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _recomputed(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Activations inside a decoder layer are computed again when gradients need them (gradient checkpointing)."""
+    with ExitStack() as stack:
+        for layer in layers:
+            forward = layer.forward
+            layer.forward = partial(checkpoint, forward, use_reentrant=False)
+            stack.callback(vars(layer).pop, "forward")
+        yield

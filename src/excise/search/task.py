@@ -1,0 +1,83 @@
+"""What a method of the search is given: the model, the prompts, the directions, the settings, and where trials go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from excise.behaviors import Behavior, PromptSet, Splits
+from excise.directions import Directions
+from excise.edit import Norm
+from excise.model import EditableModel
+from excise.progress import Progress, silent
+from excise.search.objective import BehaviorObjective
+from excise.search.study import Study
+
+Budget = Literal["quick", "standard", "thorough"]
+
+TRIALS: Mapping[str, int] = {"quick": 24, "standard": 60, "thorough": 200}
+_NOTES = "notes"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One search, for whichever method does it. Nothing in it changes but `study`, which methods add trials to.
+
+    directions  found on the `fit` split
+    budget      "quick", "standard" or "thorough"; what that means is each method's own
+    trials      how many trials exactly; None leaves it to the budget
+    norm        of the edits; None leaves it to the method
+    study       where trials go
+    max_kl, max_rate  goals; only a method that says so (`Method.aims_at_goals`) may let its trials depend on them
+    max_tokens  of a response; None: the behavior's own
+    """
+
+    model: EditableModel
+    behavior: Behavior
+    splits: Splits
+    directions: Directions
+    study: Study
+    seed: int = 0
+    budget: str = "standard"
+    trials: int | None = None
+    norm: Norm | None = None
+    max_kl: float | None = None
+    max_rate: float | None = None
+    max_tokens: int | None = None
+    batch_size: int | None = None
+    progress: Progress = silent
+
+    @property
+    def wanted(self) -> int:
+        """The number of trials: the one asked for, or 24, 60 or 200 by the budget."""
+        return TRIALS[self.budget] if self.trials is None else self.trials
+
+    @cached_property
+    def tune(self) -> BehaviorObjective:
+        """What trials are scored with: the `tune` split. The base model is measured when this is first asked for."""
+        return self.measure(self.splits.tune)
+
+    def measure(self, prompts: PromptSet, *, screening: bool = True) -> BehaviorObjective:
+        """The objective on other prompts; measures the base model, which must have no edit live."""
+        return BehaviorObjective.measure_base(
+            self.model,
+            self.behavior,
+            prompts,
+            screening=screening,
+            max_tokens=self.max_tokens,
+            batch_size=self.batch_size,
+            progress=self.progress,
+        )
+
+    def state(self, fact: str) -> None:
+        """Keep a sentence that users must read (what was left out, which fall-back was taken) with the study, once."""
+        known = notes_of(self.study)
+        if fact not in known:
+            self.study.remember(_NOTES, [*known, fact])
+
+
+def notes_of(study: Study) -> tuple[str, ...]:
+    """What a method stated about a study."""
+    return tuple(study.note(_NOTES) or ())
