@@ -187,6 +187,22 @@ def test_an_edit_that_must_swap_weights_is_measured_alone() -> None:
     assert_evaluations_agree(model, edits)
 
 
+def test_changes_of_several_kinds_at_one_writer() -> None:
+    """Whether they share a batch or not."""
+    model = EditableModel(build("llama"))
+    projected = Edit.project(model.survey, VECTORS[:2], strength=1.5)
+    edits = [projected + low_rank(model, 2), low_rank(model, 1) + low_rank(model, 2), projected]
+
+    @torch.no_grad()
+    def work(population: Population) -> Sequence[torch.Tensor]:
+        groups = population.groups(len(ROWS))
+        with groups.rows(range(len(groups))):
+            return last_logits(model, pad_left(ROWS * len(population), 0, "cpu"), 3).split(len(ROWS))
+
+    for edit, found in zip(edits, model.measure_each(edits, work), strict=True):
+        assert logits_difference(found.flatten(0, 1), alone(model, edit, ROWS).flatten(0, 1)) < 1e-4
+
+
 @pytest.mark.parametrize("kind", ["dbrx", "llama4_text"])
 def test_modules_that_see_scattered_tokens_are_told(kind: str) -> None:
     model = EditableModel(architectures.build(kind), letters(template=CHATML))

@@ -43,9 +43,6 @@ def attach(
     projections = [[change for change in some if isinstance(change, Projection)] for some in changes]
     low_ranks = [[change for change in some if isinstance(change, LowRank)] for some in changes]
     width = next(_width(change) for some in changes for change in some)
-    if any(low_ranks):
-        low_rank = _RowLowRank(low_ranks, width, population, writer.module)
-        stack.callback(module.register_forward_hook(low_rank).remove)
     if any(change.norm == "column" for some in projections for change in some):
         weight = model.get_parameter(writer.parameter).detach()
         scale = _RowScale(_column_scales(weight, projections, axis=writer.axis), population, writer.module)
@@ -56,6 +53,9 @@ def attach(
         for head in tied_heads(writer):
             hook = model.get_submodule(head).register_forward_pre_hook(projection.of_input(head))
             stack.callback(hook.remove)
+    if any(low_ranks):  # after projections, which act on what the base weight writes
+        low_rank = _RowLowRank(low_ranks, width, population, writer.module)
+        stack.callback(module.register_forward_hook(low_rank).remove)
 
 
 def guard(model: nn.Module, module: str, population: Population, stack: ExitStack) -> None:
