@@ -47,8 +47,12 @@ def result(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> SearchResult:
     folder = tmp_path_factory.mktemp("study")
-    first = search(model, behavior, splits=splits, directions=directions, trials=TRIALS, directory=folder)
-    again = search(model, behavior, splits=splits, directions=directions, trials=TRIALS, directory=folder)
+    first = search(
+        model, behavior, splits=splits, directions=directions, trials=TRIALS, method="schedule", directory=folder
+    )
+    again = search(
+        model, behavior, splits=splits, directions=directions, trials=TRIALS, method="schedule", directory=folder
+    )
     assert [trial.seconds for trial in again.history] == [trial.seconds for trial in first.history]
     assert [point.trial for point in again.front] == [point.trial for point in first.front]
     return again

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ UNLIKELY = 0.4
 """An onset loss below which the behavior counts as gone from the fit split: it begins one time in twenty."""
 
 _RECENT, _SETTLED, _SEEN = 10, 4, 120
+_FEWEST = 4
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class Polish:
 
     answers     responses without the behavior
     checkpoint  a file that the state is kept in after every step; None keeps it nowhere
+    deadlines   for each phase the clock (`time.monotonic`) at which it ends, whatever its steps; None: by its steps
     micro       rows in one pass: fewer need less memory, and give the same step
     """
 
@@ -124,6 +127,7 @@ class Polish:
         recipe: Recipe,
         *,
         seed: int = 0,
+        deadlines: Sequence[float] | None = None,
         micro: int = 12,
         recompute: bool = False,
         checkpoint: Path | None = None,
@@ -135,6 +139,7 @@ class Polish:
         self.answers = list(answers)
         self.recipe = recipe
         self.seed = seed
+        self.deadlines = deadlines
         self.micro = micro
         self.recompute = recompute
         self.progress = progress
@@ -158,7 +163,7 @@ class Polish:
                 while number == len(self._ends):
                     self.progress("polishing", self.step, max(self.step, self.recipe.steps), "steps")
                     self._advance(phase)
-                    if self._is_over(phase, self.step - begun):
+                    if self._is_over(number, self.step - begun):
                         self._ends.append(self._end())
                     self._save()
                 yield self._snapshot(number, phase)
@@ -196,7 +201,10 @@ class Polish:
         self._recent = [*self._recent, [begun, first, sequence]][-_RECENT:]
         self.step += 1
 
-    def _is_over(self, phase: Phase, steps: int) -> bool:
+    def _is_over(self, number: int, steps: int) -> bool:
+        phase = self.recipe.phases[number]
+        if self.deadlines is not None:
+            return steps >= _FEWEST and time.monotonic() >= self.deadlines[number]
         if steps < phase.steps:
             return False
         onset = sum(losses[0] for losses in self._recent[-_SETTLED:]) / _SETTLED

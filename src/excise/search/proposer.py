@@ -178,7 +178,7 @@ def frozen(trial: Trial, distributions: Mapping[str, BaseDistribution]) -> Froze
     return optuna.trial.create_trial(
         state=TrialState.COMPLETE,
         params=dict(trial.parameters),
-        distributions=dict(distributions),
+        distributions={name: distributions[name] for name in trial.parameters},
         values=list(objectives(measured)),
         user_attrs={"index": trial.index, "seconds": trial.seconds, "measured": vars(measured)},
     )

@@ -31,6 +31,8 @@ class Task:
     norm        of the edits; None leaves it to the method
     study       where trials go
     max_kl, max_rate  goals; only a method that says so (`Method.aims_at_goals`) may let its trials depend on them
+    preserve    the dial between removing (0) and preserving (1); None: the front's own rule
+    seconds     how long the search may take, in place of the budget; only some methods can promise that
     max_tokens  of a response; None: the behavior's own
     """
 
@@ -45,6 +47,8 @@ class Task:
     norm: Norm | None = None
     max_kl: float | None = None
     max_rate: float | None = None
+    preserve: float | None = None
+    seconds: float | None = None
     max_tokens: int | None = None
     batch_size: int | None = None
     progress: Progress = silent
