@@ -146,10 +146,10 @@ def test_a_search_in_batches_removes_the_behavior_and_resumes(
         if label == "search" and done == 6:
             raise KeyboardInterrupt
 
+    find = partial(search, model, behavior, splits=splits, directions=directions, trials=TRIALS, method="schedule")
     with pytest.raises(KeyboardInterrupt):
-        search(model, behavior, splits=splits, directions=directions, trials=TRIALS, directory=tmp_path, progress=stop)
-    whole = search(model, behavior, splits=splits, directions=directions, trials=TRIALS)
-    resumed = search(model, behavior, splits=splits, directions=directions, trials=TRIALS, directory=tmp_path)
+        find(directory=tmp_path, progress=stop)
+    whole, resumed = find(), find(directory=tmp_path)
     assert [trial.parameters for trial in resumed.history] == [trial.parameters for trial in whole.history]
     assert [trial.measured for trial in resumed.history] == [trial.measured for trial in whole.history]
     assert [point.select for point in resumed.front] == [point.select for point in whole.front]
