@@ -13,7 +13,8 @@ from excise.behaviors import Behavior, Splits
 from excise.directions import Directions
 from excise.edit import LowRank, Projection
 from excise.model import EditableModel
-from excise.model.ports import Port, is_product, ports_of, read_directions
+from excise.model.live import is_product
+from excise.model.ports import Port, ports_of, read_directions
 from excise.search import search
 from excise.search.closed_form import conditional, conditional_factors
 from excise.search.factors import Factors

@@ -9,7 +9,7 @@ import torch
 
 from excise import Edit, EditableModel
 from excise.behaviors import Behavior
-from excise.edit import LowRank, SiteEdit
+from excise.edit import LowRank, Mask, SiteEdit
 from excise.errors import EditMismatchError, SharedBatchError
 from excise.evaluation import Onset, RateResult, Reference, behavior_rate, behavior_rate_many
 from excise.model import generate as generation
@@ -41,6 +41,18 @@ def low_rank(model: EditableModel, rank: int, *, role: str = "attention") -> Edi
     return Edit(tuple(sites), model.identity)
 
 
+def masked(model: EditableModel) -> Edit:
+    """Some inputs of every attention output removed, and of one all turned round."""
+    sites = []
+    for writer in model.survey.writers:
+        if writer.role == "attention":
+            shape = list(model.hf_model.get_parameter(writer.parameter).shape)
+            del shape[writer.axis]
+            scale = -torch.ones(1) if writer.layer == 0 else (torch.arange(*shape) >= shape[0] // 3).float()
+            sites.append(SiteEdit(writer, (Mask(scale),)))
+    return Edit(tuple(sites), model.identity)
+
+
 def mixed(model: EditableModel) -> list[Edit]:
     """Every kind of change, of different ranks and at different writers, and none at all."""
     project = Edit.project
@@ -52,6 +64,7 @@ def mixed(model: EditableModel) -> list[Edit]:
         project(model.survey, VECTORS[1], layers=[1, 2]) + project(model.survey, VECTORS[2], roles=["attention"]),
         project(model.survey, VECTORS[3], strength=-0.5, roles=["attention"], norm="column", layers=[0]),
         low_rank(model, 1),
+        masked(model),
     ]
 
 

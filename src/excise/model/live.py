@@ -1,9 +1,9 @@
 """Applying an edit to a loaded model, reversibly.
 
 Wherever the survey found a module whose output is exactly one write, hooks act on activations: O(hidden) per token, no
-copy of any weight, on any backend (quantised, offloaded). Everything else (a norm-preserving change of a fused expert
-bank, a lone vector, an embedding with column norms) swaps the weight itself for the edited one and puts the original
-tensor back afterwards. Both compute with `excise.edit.operators`.
+copy of any weight, on any backend (quantised, offloaded). Everything else (a mask or a norm-preserving change of a
+fused expert bank, a lone vector, an embedding with column norms) swaps the weight itself for the edited one and puts
+the original tensor back afterwards. Both compute with `excise.edit.operators`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from excise.edit import Edit, LowRank, Projection, SiteEdit, Writer, operators
+from excise.edit import Edit, LowRank, Mask, Projection, SiteEdit, Writer, operators
 from excise.errors import EditError, EditMismatchError
 
 
@@ -50,11 +50,11 @@ def check(site: SiteEdit, parameters: Mapping[str, nn.Parameter]) -> None:
             hint="use the model that the edit was made for",
         )
     for change in site.changes:
-        width = change.directions.shape[-1] if isinstance(change, Projection) else change.left.shape[-2]
         # a quantised weight is stored packed: its shape says nothing
-        if parameter.is_floating_point() and parameter.shape[writer.axis] != width:
+        misfit = change.misfit(parameter.shape, axis=writer.axis) if parameter.is_floating_point() else ""
+        if misfit:
             raise EditMismatchError(
-                f"the edit is for a residual stream of width {width}; {writer.parameter} is {tuple(parameter.shape)}",
+                f"{misfit}; {writer.parameter} is {tuple(parameter.shape)}",
                 hint="use the model that the edit was made for",
             )
 
@@ -66,10 +66,10 @@ def hookable(model: nn.Module, site: SiteEdit) -> bool:
         return False
     if all(isinstance(change, Projection) and change.norm == "none" for change in site.changes):
         return True
-    return len(site.changes) == 1 and writer.role != "embedding" and _is_product(model.get_submodule(writer.module))
+    return len(site.changes) == 1 and writer.role != "embedding" and is_product(model.get_submodule(writer.module))
 
 
-def _is_product(module: nn.Module) -> bool:
+def is_product(module: nn.Module) -> bool:
     """Whether a module does nothing but multiply its input by its one matrix, so that changing its input will do."""
     matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
     return len(matrices) == 1 and matrices[0].ndim == 2 and next(module.children(), None) is None
@@ -82,6 +82,8 @@ def _hook(model: nn.Module, site: SiteEdit, parameter: nn.Parameter, stack: Exit
     for change in site.changes:
         if isinstance(change, LowRank):
             stack.callback(module.register_forward_hook(_low_rank_hook(change)).remove)
+        elif isinstance(change, Mask):
+            stack.callback(module.register_forward_pre_hook(_scale_hook(change.scale)).remove)
     if any(change.norm == "column" for change in projections):
         scale = operators.column_scale(parameter.detach(), projections[0], axis=site.writer.axis)
         stack.callback(module.register_forward_pre_hook(_scale_hook(scale)).remove)
@@ -154,7 +156,7 @@ def _swap(site: SiteEdit, parameters: dict[str, nn.Parameter], stack: ExitStack,
     if weight.is_meta or not weight.is_floating_point():
         raise EditError(
             f"{writer.parameter} is quantised or offloaded, and this change of it needs the weight itself",
-            hint='use norm="none", or load the model unquantised on one device',
+            hint='use projections with norm="none", or load the model unquantised on one device',
         )
     _replace(weight, operators.apply(_base(weight, exact=exact), site.changes, axis=writer.axis), stack)
     if writer.bias is not None:

@@ -3,7 +3,8 @@
 Parameters of all edits are stacked, ranks padded with zeros; a pass gathers those of each of its rows. That is
 O(hidden) per token, whatever the number of edits, and an edit that leaves the writer as it is changes nothing there.
 
-Glossary: V directions, λ strength, B and A the factors of a low-rank change, c the column scale.
+Glossary: V directions, λ strength, B and A the factors of a low-rank change, c the scale of every
+column, which a mask or a kept column length asks for.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from excise.edit import Change, LowRank, Projection, Writer, operators
+from excise.edit import Change, LowRank, Mask, Projection, Writer, operators
 from excise.errors import SharedBatchError
 from excise.model.live import tied_heads
 from excise.model.row_groups import Population
 from excise.model.row_layout import by_row
 
-ROW_WISE = (Projection, LowRank)
+ROW_WISE = (Projection, LowRank, Mask)
 """The changes that can be computed row by row."""
 
 
@@ -42,19 +43,17 @@ def attach(
     module = model.get_submodule(writer.module)
     projections = [[change for change in some if isinstance(change, Projection)] for some in changes]
     low_ranks = [[change for change in some if isinstance(change, LowRank)] for some in changes]
-    width = next(_width(change) for some in changes for change in some)
-    if any(change.norm == "column" for some in projections for change in some):
-        weight = model.get_parameter(writer.parameter).detach()
-        scale = _RowScale(_column_scales(weight, projections, axis=writer.axis), population, writer.module)
-        stack.callback(module.register_forward_pre_hook(scale).remove)
+    scales = _input_scales(model.get_parameter(writer.parameter).detach(), changes, axis=writer.axis)
+    if scales is not None:
+        stack.callback(module.register_forward_pre_hook(_RowScale(scales, population, writer.module)).remove)
     if any(projections):
-        projection = _RowProjection(projections, width, population, writer.module)
+        projection = _RowProjection(projections, population, writer.module)
         stack.callback(module.register_forward_hook(projection.of_output).remove)
         for head in tied_heads(writer):
             hook = model.get_submodule(head).register_forward_pre_hook(projection.of_input(head))
             stack.callback(hook.remove)
     if any(low_ranks):  # after projections, which act on what the base weight writes
-        low_rank = _RowLowRank(low_ranks, width, population, writer.module)
+        low_rank = _RowLowRank(low_ranks, population, writer.module)
         stack.callback(module.register_forward_hook(low_rank).remove)
 
 
@@ -68,20 +67,21 @@ def guard(model: nn.Module, module: str, population: Population, stack: ExitStac
     stack.callback(model.get_submodule(module).register_forward_pre_hook(refuse).remove)
 
 
-def _width(change: Change) -> int:
-    return change.directions.shape[-1] if isinstance(change, Projection) else change.left.shape[-2]
-
-
-def _column_scales(
-    weight: Float[Tensor, ...], projections: Sequence[Sequence[Projection]], *, axis: int
-) -> Float[Tensor, "edit width"]:
-    """The column scale of each edit; 1 where it keeps no lengths."""
-    scales: list[Tensor | None] = [None] * len(projections)
-    for edit, some in enumerate(projections):
-        if any(change.norm == "column" for change in some):
-            scales[edit] = operators.column_scale(weight, some[0], axis=axis)
-    like = next(scale for scale in scales if scale is not None)
-    return torch.stack([torch.ones_like(like) if scale is None else scale for scale in scales])
+def _input_scales(
+    weight: Float[Tensor, ...], changes: Sequence[Sequence[Change]], *, axis: int
+) -> Float[Tensor, "edit width"] | None:
+    """What each edit multiplies the writer's inputs by, 1 where it leaves them; None where no edit changes them."""
+    scales: list[Tensor | None] = [None] * len(changes)
+    for edit, some in enumerate(changes):
+        for change in some:
+            if isinstance(change, Mask):
+                scales[edit] = change.scale.to(weight.device).float()
+            elif isinstance(change, Projection) and change.norm == "column":
+                scales[edit] = operators.column_scale(weight, change, axis=axis)
+    width = max((len(scale) for scale in scales if scale is not None), default=0)
+    if not width:
+        return None
+    return torch.stack([torch.ones(width).to(weight.device) if each is None else each.expand(width) for each in scales])
 
 
 class _PerEdit:
@@ -105,10 +105,9 @@ class _PerEdit:
 class _RowProjection:
     """y − Σ λ VᵀV y in fp32, with the V and λ of each row's edit."""
 
-    def __init__(
-        self, projections: Sequence[Sequence[Projection]], hidden: int, population: Population, module: str
-    ) -> None:
+    def __init__(self, projections: Sequence[Sequence[Projection]], population: Population, module: str) -> None:
         self.module = module
+        hidden = next(change.directions.shape[-1] for some in projections for change in some)
         self.directions = _PerEdit(
             _padded([[change.directions for change in some] for some in projections], hidden), population
         )
@@ -157,9 +156,10 @@ class _RowScale:
 class _RowLowRank:
     """y + B A x in fp32, with the B and A of each row's edit: a forward hook."""
 
-    def __init__(self, changes: Sequence[Sequence[LowRank]], hidden: int, population: Population, module: str) -> None:
-        width = next(change.right.shape[-1] for some in changes for change in some)
+    def __init__(self, changes: Sequence[Sequence[LowRank]], population: Population, module: str) -> None:
         self.module = module
+        first = next(change for some in changes for change in some)
+        hidden, width = first.left.shape[-2], first.right.shape[-1]
         self.left = _PerEdit(
             _padded([[change.left.float().mT for change in some] for some in changes], hidden), population
         )

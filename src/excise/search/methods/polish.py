@@ -296,7 +296,7 @@ class _Search:
         return [Exchange(tuple(prompt), tuple(response), focus) for prompt, response, focus in kept]
 
     def _parameters(
-        self, source: Parameters, kind: str, *, weight: float, strength: float = 1.0, **numbers: float
+        self, source: Parameters, kind: str, *, weight: float, strength: float = 1.0, **numbers: float | int
     ) -> Parameters:
         place = {name: source[name] for name in ("position", "method", "reach", "source")}
         return {"kind": kind, **place, "weight": weight, "strength": strength, **numbers}
