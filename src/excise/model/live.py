@@ -8,7 +8,7 @@ the original tensor back afterwards. Both compute with `excise.edit.operators`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -30,17 +30,18 @@ def applied(model: nn.Module, edit: Edit, *, exact: bool = False) -> Iterator[No
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for site in edit.sites:
-        _check(site, parameters)
+        check(site, parameters)
     with ExitStack() as stack:
         for site in edit.sites:
-            if _hookable(model, site):
+            if hookable(model, site):
                 _hook(model, site, parameters[site.writer.parameter], stack)
             else:
                 _swap(site, parameters, stack, exact=exact)
         yield
 
 
-def _check(site: SiteEdit, parameters: dict[str, nn.Parameter]) -> None:
+def check(site: SiteEdit, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise `EditMismatchError` unless the model with these parameters has the writer of a site, at its width."""
     writer = site.writer
     parameter = parameters.get(writer.parameter)
     if parameter is None:
@@ -58,7 +59,8 @@ def _check(site: SiteEdit, parameters: dict[str, nn.Parameter]) -> None:
             )
 
 
-def _hookable(model: nn.Module, site: SiteEdit) -> bool:
+def hookable(model: nn.Module, site: SiteEdit) -> bool:
+    """Whether all that an edit does to a writer can be done to the activations of the writer's module."""
     writer = site.writer
     if writer.module is None:
         return False
@@ -87,15 +89,14 @@ def _hook(model: nn.Module, site: SiteEdit, parameter: nn.Parameter, stack: Exit
         stack.callback(module.register_forward_pre_hook(_scale_hook(scale)).remove)
     if projections:
         stack.callback(module.register_forward_hook(_projection_hook(projections)).remove)
-    for head in _tied_heads(model, site.writer):
-        stack.callback(head.register_forward_pre_hook(_input_projection_hook(projections)).remove)
+    for head in tied_heads(site.writer):
+        stack.callback(model.get_submodule(head).register_forward_pre_hook(_input_projection_hook(projections)).remove)
 
 
-def _tied_heads(model: nn.Module, writer: Writer) -> list[nn.Module]:
+def tied_heads(writer: Writer) -> list[str]:
     """The modules that use the same tensor as an output matrix: it changes too, and h·W'ᵀ = (Ph)·Wᵀ."""
-    return [
-        model.get_submodule(name.rpartition(".")[0]) for name in writer.tied if name.rpartition(".")[0] != writer.module
-    ]
+    modules = (name.rpartition(".")[0] for name in writer.tied)
+    return [name for name in modules if name != writer.module]
 
 
 def _projection_hook(projections: list[Projection]) -> Callable[..., Tensor]:

@@ -154,18 +154,19 @@ def _confirm(
     task: Task, chosen: Sequence[Trial], edits: Sequence[Edit], objective: Callable[[], BehaviorObjective]
 ) -> list[Measured]:
     """Measure trials on the select split; what an earlier call measured is remembered."""
-    confirmed: list[Measured] = []
-    unseen: BehaviorObjective | None = None
-    for number, (trial, edit) in enumerate(zip(chosen, edits, strict=True)):
-        task.progress("confirming the front", number, len(chosen), "points")
-        known = task.study.note(f"select {trial.index}")
-        if known is None:
-            unseen = unseen or objective()
-            known = vars(unseen(edit))
-            task.study.remember(f"select {trial.index}", known)
-        confirmed.append(Measured(**known))
+    names = [f"select {trial.index}" for trial in chosen]
+    if any(task.study.note(name) is None for name in names):
+        unseen = objective()
+        for start in range(0, len(chosen), unseen.at_once):
+            task.progress("confirming the front", start, len(chosen), "points")
+            some = slice(start, start + unseen.at_once)
+            missing = [name for name in names[some] if task.study.note(name) is None]
+            measured = unseen.many(edits[some]) if missing else []
+            for name, each in zip(names[some], measured, strict=bool(missing)):
+                if name in missing:
+                    task.study.remember(name, vars(each))
     task.progress("confirming the front", len(chosen), len(chosen), "points")
-    return confirmed
+    return [Measured(**task.study.note(name)) for name in names]
 
 
 def _provenance(task: Task, method: Method) -> dict[str, Any]:
