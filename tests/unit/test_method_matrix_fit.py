@@ -9,6 +9,7 @@ from excise.edit import LowRank
 from excise.errors import ModelError
 from excise.find import find_directions
 from excise.model import EditableModel
+from excise.model.ports import Ports
 from excise.search import Study, Task, search
 from excise.search.methods.matrix_fit import fit_matrix, fitted_writers, grid, nearest_baseline
 from excise.search.reduced_rank import reduced_rank_ridge
@@ -141,7 +142,7 @@ def test_writers_that_are_no_plain_product_are_stated(behavior: Behavior, splits
 def test_a_model_without_any_plain_product_is_refused(
     behavior: Behavior, splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("excise.search.methods.matrix_fit.is_product", lambda *_: False)
+    monkeypatch.setattr("excise.search.methods.matrix_fit.ports_of", lambda *_: Ports((), ()))
     task = Task(taught(), behavior, splits, found(behavior, splits), Study(None, key="k"))
     with pytest.raises(ModelError, match="no writer"):
         fitted_writers(task)

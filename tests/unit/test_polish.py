@@ -19,7 +19,7 @@ from excise.search import search
 from excise.search.closed_form import conditional, conditional_factors
 from excise.search.factors import Factors
 from excise.search.lessons import Lessons, answers, learn, openings
-from excise.search.losses import answer_loss, divergences, onset_loss
+from excise.search.losses import answer_loss, behavior_loss, divergences
 from excise.search.polish import Phase, Polish, Recipe
 from zoo.taught import SIZES, found, refusing, taught
 from zoo.tiny import build, random_tokens
@@ -150,13 +150,13 @@ def test_what_is_live_while_training_is_the_edit_that_comes_out(room: Classroom)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("kind", ["answer", "onset", "divergence"])
+@pytest.mark.parametrize("kind", ["answer", "behavior", "divergence"])
 def test_gradients_are_finite_differences(room: Classroom, side: str, kind: str) -> None:
     factors = room.factors()
     values = [getattr(factor, side) for factor in factors.factors]
     losses = {
-        "answer": lambda: answer_loss(room.model, room.answers[:4], window=24)[0].sum(),
-        "onset": lambda: onset_loss(room.model, room.lessons.onset, [0, 1, 2]).sum(),
+        "answer": lambda: answer_loss(room.model, room.answers[:4], window=24).sum(),
+        "behavior": lambda: behavior_loss(room.model, room.lessons.target[:3]).sum(),
         "divergence": lambda: sum(each.sum() for each in divergences(room.model, room.lessons.reference, [0, 1, 2])),
     }
 
@@ -201,7 +201,7 @@ def test_a_polish_that_was_stopped_ends_as_if_it_had_not_been(room: Classroom, t
     again = list(room.polish(checkpoint=path).run())
     assert [each.step for each in again] == [3, 5]
     for one, other in zip(whole, again, strict=True):
-        assert one.onset == other.onset
+        assert one.behavior == other.behavior
         for mine, theirs in zip(one.edit.sites, other.edit.sites, strict=True):
             assert torch.equal(mine.changes[0].right, theirs.changes[0].right)  # type: ignore[union-attr]
 

@@ -28,6 +28,11 @@ class Scored(Protocol):
         """The same, as a mean over the tokens of the base model's own response."""
 
 
+def damage(point: Scored) -> float:
+    """The mean of both divergences: that of the first token says nothing of what follows, the other little of it."""
+    return (point.kl_first + point.kl_sequence) / 2
+
+
 def non_dominated(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the points that no other point beats (at least as small in both values, smaller in one).
 
@@ -69,14 +74,14 @@ def choose(
 ) -> Choice:
     """Pick one of at least one points.
 
-    Without limits: the smallest sequence KL among the points whose rate is at most 1 %, or at most 0.01 above the
+    Without limits: the smallest KL (see `damage`) among the points whose rate is at most 1 %, or at most 0.01 above the
     lowest rate, where that is more. Removing the behavior comes first, and rates that a few dozen prompts cannot tell
     apart count as equal. So do KLs below 0.005 nats, which no reader would notice: among those the lowest rate wins.
 
     max_kl    only points with a first-token KL of at most this; where there is none, the smallest first-token KL
-    max_rate  the smallest sequence KL among points with at most this rate; where there is none, the lowest rate
+    max_rate  the smallest KL among points with at most this rate; where there is none, the lowest rate
     preserve  a dial between removing (0) and preserving (1), among the points within the limits: the smallest
-              (1 − preserve) · rate + preserve · sequence KL, each relative to the largest of those points
+              (1 − preserve) · rate + preserve · KL, each relative to the largest of those points
     """
     within = [index for index, point in enumerate(points) if max_kl is None or point.kl_first <= max_kl]
     if not within:
@@ -84,7 +89,7 @@ def choose(
         return Choice(index, False, f"no point has a first-token KL of at most {max_kl}: the smallest one was taken")
     lowest = min(points[index].rate for index in within)
     if max_rate is not None and lowest > max_rate:
-        index = min(within, key=lambda each: (points[each].rate, points[each].kl_sequence))
+        index = min(within, key=lambda each: (points[each].rate, damage(points[each])))
         return Choice(index, False, f"no point has a rate of at most {max_rate}: the lowest one was taken")
     if preserve is not None:
         return _dialled(
@@ -95,21 +100,21 @@ def choose(
 
     def cost(index: int) -> tuple[float, float, float]:
         point = points[index]
-        return max(point.kl_sequence, NEGLIGIBLE_KL), point.rate, point.kl_sequence
+        return max(damage(point), NEGLIGIBLE_KL), point.rate, damage(point)
 
-    reason = f"the smallest sequence KL at a rate of at most {limit:.3g}; below {NEGLIGIBLE_KL} nats the lowest rate"
+    reason = f"the smallest KL at a rate of at most {limit:.3g}; below {NEGLIGIBLE_KL} nats the lowest rate"
     return Choice(min(near, key=cost), True, reason)
 
 
 def _dialled(points: Sequence[Scored], within: Sequence[int], preserve: float) -> Choice:
     most_rate = max(points[index].rate for index in within) or 1.0
-    most_kl = max(points[index].kl_sequence for index in within) or 1.0
+    most_kl = max(damage(points[index]) for index in within) or 1.0
 
     def cost(index: int) -> tuple[float, float, float]:
-        rate, kl = points[index].rate, points[index].kl_sequence
+        rate, kl = points[index].rate, damage(points[index])
         return (1 - preserve) * rate / most_rate + preserve * kl / most_kl, rate, kl
 
-    reason = f"the smallest weighted sum of rate ({1 - preserve:.3g}) and sequence KL ({preserve:.3g})"
+    reason = f"the smallest weighted sum of rate ({1 - preserve:.3g}) and KL ({preserve:.3g})"
     return Choice(min(within, key=cost), True, reason)
 
 

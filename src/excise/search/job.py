@@ -15,7 +15,7 @@ from excise.errors import InputError
 from excise.find import find_directions
 from excise.model import EditableModel
 from excise.progress import Progress, silent
-from excise.search.front import choose, non_dominated, spread
+from excise.search.front import choose, damage, non_dominated, spread
 from excise.search.methods import Method, method_named
 from excise.search.objective import BehaviorObjective
 from excise.search.proposer import front_of, leaders
@@ -208,9 +208,9 @@ def _point(trial: Trial, select: Measured, edit: Edit, provenance: Mapping[str, 
 def _result(points: list[FrontPoint], task: Task, method: Method) -> SearchResult:
     choice = choose(points, max_kl=task.max_kl, max_rate=task.max_rate, preserve=task.preserve)
     taken = points[choice.index]
-    on_front = non_dominated([(point.rate, point.kl_sequence) for point in points])
+    on_front = non_dominated([(point.rate, damage(point)) for point in points])
     kept = {choice.index, *on_front}
-    front = sorted((points[index] for index in kept), key=lambda point: (point.rate, point.kl_sequence))
+    front = sorted((points[index] for index in kept), key=lambda point: (point.rate, damage(point)))
     return SearchResult(
         front=tuple(front),
         best=taken.edit,

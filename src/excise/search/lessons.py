@@ -13,7 +13,7 @@ from excise.activations.port_statistics import Exchange
 from excise.behaviors import Behavior, PromptSet
 from excise.edit import Edit
 from excise.errors import BehaviorNotShownError
-from excise.evaluation import Onset, Reference, behavior_rate
+from excise.evaluation import Reference, behavior_rate
 from excise.model import EditableModel
 from excise.model.generate import generate_from_tokens
 from excise.model.onset import onset_token
@@ -33,14 +33,12 @@ class Lessons:
     names      those prompts as text
     baseline   baseline prompts with the base model's response
     reference  the base model's logits on those
-    onset      where the behavior begins, for its log-odds
     """
 
     target: tuple[Exchange, ...]
     names: tuple[str, ...]
     baseline: tuple[Exchange, ...]
     reference: Reference
-    onset: Onset
 
     @property
     def focus(self) -> int:
@@ -93,8 +91,7 @@ def learn(
         Exchange(prompt, response.tokens, min(middle, len(response.tokens) - 1))
         for prompt, response in zip(reference.prompts, reference.responses, strict=True)
     ]
-    onset = Onset.measure(model, prompts.target, behavior, shown.responses, batch_size=batch_size)
-    return Lessons(tuple(target), tuple(names), tuple(baseline), reference, onset)
+    return Lessons(tuple(target), tuple(names), tuple(baseline), reference)
 
 
 def openings(

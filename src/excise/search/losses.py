@@ -1,7 +1,8 @@
 """What a polish minimises, on micro-batches of rows.
 
     answer      −log p of a response without the behavior, mean over its last tokens (cross-entropy, in nats)
-    onset       softplus(log-odds that the behavior begins here + margin)
+    behavior    softplus(log p of how the base model begins to show the behavior + margin): it must become unlikely, at
+                whichever of its tokens that costs least
     divergence  KL(base‖edited) at the first response token, plus the mean over the tokens of the base model's response
 
 Each is a sum over rows, divided by how many rows the whole step has, so that micro-batches add up.
@@ -12,41 +13,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from excise.activations.port_statistics import Exchange
-from excise.evaluation import Onset, Reference
-from excise.model.forward import TokenModel, continuation_logits, last_logits, pad_id, pad_left
+from excise.evaluation import Reference
+from excise.model.forward import TokenModel, continuation_logits
 
-ONSET_MARGIN = 2.0
+BEHAVIOR_TOKENS, BEHAVIOR_MARGIN = 8, 4.0
+"""How many tokens must together become less likely than e⁻⁴."""
 
 
-def answer_loss(
-    model: TokenModel, rows: Sequence[Exchange], *, window: int, onset: Onset | None = None
-) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"] | None]:
-    """Cross-entropy of each row's last `window` response tokens.
+def answer_loss(model: TokenModel, rows: Sequence[Exchange], *, window: int) -> Float[Tensor, " row"]:
+    """Cross-entropy of each row's last `window` response tokens."""
+    odds, mask = _log_odds(
+        model,
+        [(*row.prompt, *row.response[:-window]) for row in rows],
+        [row.response[-window:] for row in rows],
+    )
+    return (softplus(-odds) * mask).sum(dim=-1) / mask.sum(dim=-1)
 
-    onset  where given, also how far the behavior is from being unlikely as the first of those tokens, in the same pass
+
+def behavior_loss(model: TokenModel, rows: Sequence[Exchange]) -> Float[Tensor, " row"]:
+    """How far each row's first tokens that show the behavior are from being unlikely.
+
+    softplus of their common log-odds plus a margin: the gradient does not vanish where the model is quite certain.
     """
-    prompts = [(*row.prompt, *row.response[:-window]) for row in rows]
-    found = continuation_logits(model, prompts, [row.response[-window:] for row in rows], gradients=True)
-    mask = found.mask.to(found.logits.device)
-    chosen = found.tokens.to(found.logits.device)[..., None]
-    logits = found.logits.float()
-    surprise = logits.logsumexp(dim=-1) - logits.gather(-1, chosen)[..., 0]
-    answer = (surprise * mask).sum(dim=-1) / mask.sum(dim=-1)
-    if onset is None:
-        return answer, None
-    first = found.mask.int().argmax(dim=-1).to(logits.device)
-    return answer, _likely(logits[torch.arange(len(first), device=logits.device), first], onset.tokens)
-
-
-def onset_loss(model: TokenModel, onset: Onset, indices: Sequence[int]) -> Float[Tensor, " row"]:
-    """How far the behavior is from being unlikely where the base model would begin it."""
-    batch = pad_left([onset.rows[index] for index in indices], pad_id(model), model.device)
-    return _likely(last_logits(model, batch, 1, gradients=True)[:, -1].float(), onset.tokens)
+    odds, mask = _log_odds(
+        model,
+        [(*row.prompt, *row.response[: row.focus]) for row in rows],
+        [row.response[row.focus : row.focus + BEHAVIOR_TOKENS] for row in rows],
+    )
+    surprise = (softplus(-odds) * mask).sum(dim=-1)
+    together = -surprise - (-torch.expm1(-surprise)).clamp(min=1e-30).log()
+    return softplus(together + BEHAVIOR_MARGIN)
 
 
 def divergences(
@@ -67,7 +68,11 @@ def divergences(
     return torch.stack(first), torch.stack(sequence)
 
 
-def _likely(logits: Float[Tensor, "row vocab"], tokens: Sequence[int]) -> Float[Tensor, " row"]:
-    index = torch.tensor(tokens, device=logits.device)
-    rest = logits.index_fill(1, index, -torch.inf)
-    return softplus(logits[:, index].logsumexp(dim=-1) - rest.logsumexp(dim=-1) + ONSET_MARGIN)
+def _log_odds(
+    model: TokenModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+) -> tuple[Float[Tensor, "row token"], Bool[Tensor, "row token"]]:
+    """Log-odds of each response token, and where there are tokens; −log p is their negative's softplus."""
+    found = continuation_logits(model, prompts, responses, gradients=True)
+    logits, tokens = found.logits.float(), found.tokens.to(found.logits.device)[..., None]
+    rest = logits.scatter(-1, tokens, -torch.inf).logsumexp(dim=-1)
+    return logits.gather(-1, tokens)[..., 0] - rest, found.mask.to(logits.device)

@@ -3,7 +3,7 @@
 Weights stay frozen; gradients flow through activations alone, so any backend that can differentiate its products will
 do, quantised ones included. A step takes some rows without the behavior and some baseline rows,
 
-    loss = answer + onset + κ (divergence + tail of the divergence)
+    loss = answer + behavior + κ (divergence + tail of the divergence)
 
 (see `excise.search.losses`; the tail is the mean of the worst rows, CVaR). κ goes up from phase to phase: the first one
 removes the behavior, the later ones give back what that need not have cost. The edit at the end of each phase is a
@@ -32,8 +32,8 @@ from excise.model import EditableModel
 from excise.model.forward import batches_by_length, padding_is_exact
 from excise.progress import Progress, silent
 from excise.search.factors import Factors
-from excise.search.lessons import WINDOW, Lessons
-from excise.search.losses import answer_loss, divergences, onset_loss
+from excise.search.lessons import Lessons
+from excise.search.losses import answer_loss, behavior_loss, divergences
 
 LARGEST_CHANGE = 0.3
 """Most that a writer may change: ‖ΔW‖/‖W‖ (Frobenius)."""
@@ -41,8 +41,17 @@ LARGEST_CHANGE = 0.3
 TAIL_SHARE = 1 / 6
 """Share of baseline rows that the tail of the divergence is."""
 
-UNLIKELY = 0.4
-"""An onset loss below which the behavior counts as gone from the fit split: it begins one time in twenty."""
+UNLIKELY = 0.7
+"""A loss of the behavior below which it counts as gone from the fit split: its first tokens have e⁻⁴ between them."""
+
+ANSWER_WINDOW = 16
+"""Tokens of an answer that are learned from."""
+
+HURRY = 3.0
+"""How much longer steps are, in a phase that should have been over."""
+
+SEQUENCE_WEIGHT = 2.0
+"""Of the divergence over the response, against that of its first token."""
 
 _RECENT, _SETTLED, _SEEN = 10, 4, 120
 _FEWEST = 4
@@ -52,7 +61,7 @@ _FEWEST = 4
 class Phase:
     """Some steps at one weight of preserving.
 
-    most  where the behavior is still likely after `steps`, go on up to so many
+    most  where the behavior is still likely after `steps`, go on up to so many, in longer steps
     """
 
     preserve: float
@@ -89,13 +98,13 @@ class Snapshot:
 
     step        how many
     preserve    κ of the phase that it ends
-    onset, first, sequence  means of the last steps' losses on the fit split
+    behavior, first, sequence  means of the last steps' losses on the fit split
     """
 
     step: int
     preserve: float
     edit: Edit
-    onset: float
+    behavior: float
     first: float
     sequence: float
 
@@ -162,14 +171,14 @@ class Polish:
                 begun = self._ends[-1].step if self._ends else 0
                 while number == len(self._ends):
                     self.progress("polishing", self.step, max(self.step, self.recipe.steps), "steps")
-                    self._advance(phase)
+                    self._advance(phase, hurry=self.step - begun >= phase.steps)
                     if self._is_over(number, self.step - begun):
                         self._ends.append(self._end())
                     self._save()
                 yield self._snapshot(number, phase)
         self.progress("polishing", self.step, self.step, "steps")
 
-    def _advance(self, phase: Phase) -> None:
+    def _advance(self, phase: Phase, *, hurry: bool) -> None:
         begun = self._remove()
         found: list[tuple[float, float]] = []
         threshold = self._tail_begins()
@@ -177,50 +186,35 @@ class Polish:
         def preserved(indices: list[int]) -> Tensor:
             first, sequence = divergences(self.model, self.lessons.reference, indices)
             found.extend(zip(first.tolist(), sequence.tolist(), strict=True))
-            both = first + sequence
+            both = first + SEQUENCE_WEIGHT * sequence
             return phase.preserve * (both + self.recipe.tail / TAIL_SHARE * (both - threshold).clamp(min=0.0))
 
         lengths = [len(row.prompt) + len(row.response) for row in self.lessons.baseline]
         self._descend(self._draw(lengths, self.recipe.rows, "baseline"), preserved)
+        lengths = [group["lr"] for group in self._optimizer.param_groups]
+        for group in self._optimizer.param_groups:
+            group["lr"] *= HURRY if hurry else 1.0
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        for group, length in zip(self._optimizer.param_groups, lengths, strict=True):
+            group["lr"] = length
         _cap(self.factors, self._limits)
-        self._seen = [*self._seen, *(sum(both) for both in found)][-_SEEN:]
+        self._seen = [*self._seen, *(first + SEQUENCE_WEIGHT * sequence for first, sequence in found)][-_SEEN:]
         first, sequence = (sum(column) / len(found) for column in zip(*found, strict=True))
         self._recent = [*self._recent, [begun, first, sequence]][-_RECENT:]
         self.step += 1
 
     def _remove(self) -> float:
-        """Descend on answers and onsets; returns the mean loss of the latter.
-
-        Where an answer begins at the very place where the behavior would, one pass serves both.
-        """
-        model, lessons, answers = self.model, self.lessons, self.answers
-        places = {row.prompt: index for index, row in enumerate(lessons.target)}
-        both = {places[row.prompt] for row in answers if row.focus == lessons.target[places[row.prompt]].focus == 0}
-        alone = [index for index in range(len(lessons.target)) if index not in both]
-        likely: list[float] = []
-
-        def answered(indices: list[int]) -> Tensor:
-            chosen = [answers[index] for index in indices]
-            at_once = [places[row.prompt] in both for row in chosen]
-            loss, onset = answer_loss(model, chosen, window=WINDOW, onset=lessons.onset if any(at_once) else None)
-            if onset is None:
-                return loss
-            counted = onset[torch.tensor(at_once, device=onset.device)]
-            likely.extend(counted.tolist())
-            return torch.cat([loss, counted])
-
-        def begun(indices: list[int]) -> Tensor:
-            loss = onset_loss(model, lessons.onset, [alone[index] for index in indices])
-            likely.extend(loss.tolist())
-            return loss
-
-        rows = self.recipe.rows
-        self._descend(self._draw([len(row.prompt) + len(row.response) for row in answers], rows, "answers"), answered)
-        share = -(-rows * len(alone) // len(lessons.target))  # as often as the others
-        self._descend(self._draw([len(lessons.onset.rows[index]) for index in alone], share, "onsets"), begun, rows)
-        return sum(likely) / len(likely)
+        """Descend on answers and on how the behavior begins; returns the mean loss of the latter."""
+        model, answers, shown = self.model, self.answers, self.lessons.target
+        self._descend(
+            self._draw([len(row.prompt) + len(row.response) for row in answers], self.recipe.rows, "answers"),
+            lambda indices: answer_loss(model, [answers[index] for index in indices], window=ANSWER_WINDOW),
+        )
+        return self._descend(
+            self._draw([len(row.prompt) + row.focus for row in shown], (self.recipe.rows + 1) // 2, "behavior"),
+            lambda indices: behavior_loss(model, [shown[index] for index in indices]),
+        )
 
     def _is_over(self, number: int, steps: int) -> bool:
         phase = self.recipe.phases[number]
@@ -228,8 +222,8 @@ class Polish:
             return steps >= _FEWEST and time.monotonic() >= self.deadlines[number]
         if steps < phase.steps:
             return False
-        onset = sum(losses[0] for losses in self._recent[-_SETTLED:]) / _SETTLED
-        return onset <= UNLIKELY or steps >= phase.most
+        shown = sum(losses[0] for losses in self._recent[-_SETTLED:]) / _SETTLED
+        return shown <= UNLIKELY or steps >= phase.most
 
     def _end(self) -> _End:
         means = [sum(column) / len(column) for column in zip(*self._recent, strict=True)]
@@ -243,9 +237,9 @@ class Polish:
         self.factors.restore(now)
         return snapshot
 
-    def _descend(self, groups: list[list[int]], loss: Callable[[list[int]], Tensor], total: int | None = None) -> float:
-        """Add the gradient of the mean loss over all rows (or of its sum over `total`); returns that."""
-        total = total or sum(len(group) for group in groups)
+    def _descend(self, groups: list[list[int]], loss: Callable[[list[int]], Tensor]) -> float:
+        """Add the gradient of the mean loss over all rows; returns that mean."""
+        total = sum(len(group) for group in groups)
         value = 0.0
         for group in groups:
             with self.factors.live():  # also while activations are computed again

@@ -18,7 +18,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from excise.search.front import non_dominated
+from excise.search.front import damage, non_dominated
 from excise.search.space import Space
 from excise.search.trial import Measured, Parameters, Trial
 
@@ -138,7 +138,7 @@ def warm_starts(space: Space, sources: Sequence[Parameters]) -> list[Parameters]
 def front_of(history: Sequence[Trial]) -> list[Trial]:
     """The trials on the Pareto front of rate and sequence KL, by increasing rate; screened ones never are."""
     measured = [trial for trial in history if not trial.measured.screened]
-    points = [(trial.measured.rate, trial.measured.kl_sequence) for trial in measured]
+    points = [(trial.measured.rate, damage(trial.measured)) for trial in measured]
     return [measured[index] for index in non_dominated(points)]
 
 
@@ -150,7 +150,7 @@ def leaders(history: Sequence[Trial]) -> list[Trial]:
     measured = [trial for trial in history if not trial.measured.screened]
     limit = min((trial.measured.rate for trial in measured), default=0.0) + _NEAR
     kinds: dict[tuple[float | str, ...], Trial] = {}
-    for trial in sorted(measured, key=lambda each: each.measured.kl_sequence):
+    for trial in sorted(measured, key=lambda each: damage(each.measured)):
         if trial.measured.rate <= limit:
             kinds.setdefault((trial.parameters.get("position", ""), trial.parameters.get("reach", "")), trial)
     return list(kinds.values())

@@ -3,7 +3,7 @@
     1  how the base model answers on the fit split (`lessons`)
     2  a sweep by prefill says which directions remove the behavior
     3  statistics of what every writer reads, in one pass
-    4  the closed form at the best directions; the best of them goes on
+    4  the closed form at the best directions of three positions, measured; the best of them goes on
     5  responses without the behavior, from the edits so far
     6  the polish: phases with more and more weight on preserving; what 5 did not get is asked again after the first one
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import ClassVar
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -30,17 +31,17 @@ from excise.model.ports import Port, ports_of
 from excise.search.along import at, propose, ranges
 from excise.search.closed_form import conditional_factors
 from excise.search.factors import Factors
+from excise.search.front import damage
 from excise.search.lessons import Lessons, answers, learn, openings
 from excise.search.methods.registry import Method, register
 from excise.search.methods.schedule import begin_with, space_of
 from excise.search.polish import Phase, Polish, Recipe
 from excise.search.space import Space
-from excise.search.study import limits_after
 from excise.search.task import Task
-from excise.search.trial import UNLIMITED, Limits, Parameters, Trial
+from excise.search.trial import Parameters, Trial
 
-WEIGHTS = (0.3, 3.0)
-"""β of the closed forms that are tried: how much silence on target tokens counts against that on baseline ones."""
+WEIGHT, FIRM_WEIGHT = 0.3, 3.0
+"""β of the closed forms: how much silence on target tokens counts against silence on baseline ones."""
 
 STRENGTHS = (1.0, 1.5, 2.0)
 """Of the plain projections that are asked for the answers which no closed form gives."""
@@ -73,7 +74,7 @@ class PolishMethod(Method):
         for index, (parameters, edit, seconds) in enumerate(search.candidates()):
             if index >= len(task.study.trials):
                 began = time.monotonic()
-                measured = task.tune(edit, search.limits)
+                measured = task.tune(edit)
                 search.clock.measuring = time.monotonic() - began
                 taken = round(seconds + search.clock.measuring, 3)
                 task.study.append(Trial(index, parameters, measured, taken), search.distributions, edit)
@@ -132,8 +133,7 @@ class _Search:
     @property
     def wanted(self) -> int:
         """The number of trials: those asked for, or as many as the budget has."""
-        usual = len(WEIGHTS) + len(self.recipe.phases) + BEYOND[self.task.budget]
-        return usual if self.task.trials is None else self.task.trials
+        return self.made + BEYOND[self.task.budget] if self.task.trials is None else self.task.trials
 
     def is_over(self, trials: int) -> bool:
         """Whether that many trials are all there will be."""
@@ -142,22 +142,22 @@ class _Search:
         return trials == self.wanted
 
     @property
-    def limits(self) -> Limits:
-        """Closed forms and phases are measured in full, what lies between them only where it may be better."""
-        history = self.task.study.trials
-        return UNLIMITED if len(history) < self.made else limits_after(history)
-
-    @property
     def made(self) -> int:
         """How many trials are closed forms or ends of phases."""
-        return len(WEIGHTS) + len(self.recipe.phases)
+        return len(self.sources) + 1 + len(self.recipe.phases)
+
+    @cached_property
+    def sources(self) -> list[Parameters]:
+        """The best directions of different positions."""
+        found = begin_with(self.task, self.space)
+        return list({each["position"]: each for each in reversed(found)}.values())[::-1][:SOURCES]
 
     @property
     def distributions(self) -> Mapping[str, BaseDistribution]:
         """The ranges of the trials' parameters."""
         return {
             "kind": CategoricalDistribution(("closed form", "polish", "between")),
-            **ranges(self.made - 1),
+            **ranges(len(self.recipe.phases) + 1),
             "position": CategoricalDistribution(self.space.positions),
             "method": CategoricalDistribution(tuple(self.space.directions)),
             "reach": CategoricalDistribution(("one", "per-layer")),
@@ -179,19 +179,21 @@ class _Search:
             batch_size=task.batch_size,
             progress=task.progress,
         )
-        sources = begin_with(task, self.space)
-        strong = self.space.edit(sources[0])
+        strong = self.space.edit(self.sources[0])
         statistics = self._statistics(lessons, strong)
-        source = self._best_source(sources, statistics)
-        forms = [self._closed_form(source, statistics, weight).edit() for weight in WEIGHTS]
-        for weight, edit in zip(WEIGHTS, forms, strict=True):
-            place = {"along": 0.0} if weight == WEIGHTS[0] else {}
-            yield self._parameters(source, "closed form", weight=weight, **place), edit, time.monotonic() - began
+        forms = [self._closed_form(source, statistics, WEIGHT).edit() for source in self.sources]
+        for source, edit in zip(self.sources, forms, strict=True):
+            yield self._parameters(source, "closed form", weight=WEIGHT), edit, time.monotonic() - began
             began = time.monotonic()
-        learned = self._answers("answers", lessons, [*forms, *(factor * strong for factor in STRENGTHS)])
+        best = self._best(task.study.trials[: len(forms)])
+        source, form = self.sources[best], forms[best]
+        firm = self._closed_form(source, statistics, FIRM_WEIGHT).edit()
+        yield self._parameters(source, "closed form", weight=FIRM_WEIGHT), firm, time.monotonic() - began
+        began = time.monotonic()
+        learned = self._answers("answers", lessons, [form, firm, *(factor * strong for factor in STRENGTHS)])
         polish = Polish(
             task.model,
-            self._closed_form(source, statistics, WEIGHTS[0]),
+            self._closed_form(source, statistics, WEIGHT),
             lessons,
             learned,
             self.recipe,
@@ -200,7 +202,7 @@ class _Search:
             checkpoint=task.study.path("polish.pt"),
             progress=task.progress,
         )
-        path = [forms[0]]
+        path = [form]
         for number, snapshot in enumerate(polish.run()):
             if number == 0:  # by now it answers what no edit before it did
                 polish.answers = self._answers("more answers", lessons, [snapshot.edit], known=learned)
@@ -208,22 +210,26 @@ class _Search:
             parameters = self._parameters(
                 source,
                 "polish",
-                weight=WEIGHTS[0],
+                weight=WEIGHT,
                 preserve=snapshot.preserve,
                 step=snapshot.step,
                 along=number + 1.0,
             )
             yield parameters, snapshot.edit, time.monotonic() - began
             began = time.monotonic()
-        yield from self._between(path, source)
+        yield from self._between(path, source, best)
 
-    def _between(self, path: Sequence[Edit], source: Parameters) -> Iterator[Candidate]:
-        """Edits between and beyond those of the path, for as long as they are asked for."""
+    def _between(self, path: Sequence[Edit], source: Parameters, begin: int) -> Iterator[Candidate]:
+        """Edits between and beyond those of the path, for as long as they are asked for; trial `begin` is its first."""
         tried = 0
         while True:
-            history = [trial for trial in self.task.study.trials[: self.made + tried] if "along" in trial.parameters]
+            history = [
+                Trial(trial.index, {"along": 0.0, "strength": 1.0} | dict(trial.parameters), trial.measured, 0.0)
+                for trial in self.task.study.trials[: self.made + tried]
+                if "along" in trial.parameters or trial.index == begin
+            ]
             place = propose(history, tried=tried, length=len(path), seed=self.task.seed)
-            parameters = self._parameters(source, "between", weight=WEIGHTS[0], **place)
+            parameters = self._parameters(source, "between", weight=WEIGHT, **place)
             yield parameters, at(path, **place), 0.0
             tried += 1
 
@@ -253,22 +259,11 @@ class _Search:
                 port_statistics.save(known, path, key=key)
         return known
 
-    def _best_source(self, sources: Sequence[Parameters], statistics: Mapping[str, PortStatistics]) -> Parameters:
-        """The directions whose closed form leaves least of the behavior and of the damage, by prefill."""
-        task = self.task
-        known = task.study.note("source")
-        if known is not None:
-            return dict(known)
-        distinct = list({(each["position"], each["reach"], each["source"]): each for each in sources}.values())
-        best, least = distinct[0], float("inf")
-        for number, source in enumerate(distinct[:SOURCES]):
-            task.progress("closed forms", number, min(SOURCES, len(distinct)), "directions")
-            measured = task.tune.prefill(self._closed_form(source, statistics, WEIGHTS[0]).edit())
-            score = measured.rate / (task.tune.base_rate or 1.0) + measured.kl_first + measured.kl_sequence
-            if score < least:
-                best, least = source, score
-        task.study.remember("source", dict(best))
-        return best
+    def _best(self, trials: Sequence[Trial]) -> int:
+        """Which of the closed forms leaves least of the behavior and of the damage, as measured."""
+        shown = self.task.tune.base_rate or 1.0
+        scores = [trial.measured.rate / shown + 2 * damage(trial.measured) for trial in trials]
+        return scores.index(min(scores))
 
     def _closed_form(self, source: Parameters, statistics: Mapping[str, PortStatistics], weight: float) -> Factors:
         return conditional_factors(
