@@ -32,14 +32,12 @@ class Projection:
         """The same projection at `factor` times the strength."""
         return replace(self, strength=self.strength * factor)
 
-    def same_kind(self, other: Change) -> bool:
-        """Whether the two differ in strength alone, so that their sum is one projection."""
-        return (
-            isinstance(other, Projection)
-            and self.norm == other.norm == "none"
-            and self.directions.shape == other.directions.shape
-            and bool(torch.equal(self.directions, other.directions))
-        )
+    def plus(self, other: Change) -> Projection | None:
+        """Both as one projection; None unless they differ in strength alone."""
+        if not isinstance(other, Projection) or not self.norm == other.norm == "none":
+            return None
+        same = self.directions.shape == other.directions.shape and torch.equal(self.directions, other.directions)
+        return replace(self, strength=self.strength + other.strength) if same else None
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,23 @@ class LowRank:
         """The change times `factor`."""
         return replace(self, left=self.left * factor)
 
-    def same_kind(self, other: Change) -> bool:  # noqa: ARG002 - low-rank sums stay two terms
-        """Sums of low-rank changes stay two terms."""
-        return False
+    def plus(self, other: Change) -> LowRank | None:
+        """Both as one change, whose rank is the sum of theirs; None where they change weights of different shapes.
+
+        A left factor that all experts of a bank share is repeated for each where the other change has one per expert.
+        """
+        if not isinstance(other, LowRank) or self._changes != other._changes:
+            return None
+        left, more = self.left, other.left
+        if left.ndim != more.ndim:
+            bank = self.right.shape[:-2]
+            left, more = left.expand(*bank, *left.shape[-2:]), more.expand(*bank, *more.shape[-2:])
+        return LowRank(torch.cat([left, more], dim=-1), torch.cat([self.right, other.right], dim=-2))
+
+    @property
+    def _changes(self) -> tuple[int, ...]:
+        """The shape of the weight that this is a change of: the bank's axes, hidden size, width."""
+        return (*self.right.shape[:-2], self.left.shape[-2], self.right.shape[-1])
 
 
 Change = Projection | LowRank

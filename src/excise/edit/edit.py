@@ -154,7 +154,7 @@ class Edit:
         return {site.writer.parameter: site for site in self.sites}
 
     def __add__(self, other: Edit) -> Edit:
-        """Both edits at once: weight changes add up, projections along equal directions add their strengths."""
+        """Both edits at once: weight changes add up, equal projections and low-rank changes of a writer become one."""
         self.identity.check(other.identity)
         merged = dict(self._by_parameter)
         for site in other.sites:
@@ -244,10 +244,9 @@ def _merge(mine: tuple[Change, ...], theirs: tuple[Change, ...]) -> tuple[Change
     merged = list(mine)
     for change in theirs:
         for index, present in enumerate(merged):
-            if present.same_kind(change):
-                assert isinstance(present, Projection)
-                assert isinstance(change, Projection)
-                merged[index] = replace(present, strength=present.strength + change.strength)
+            total = present.plus(change)
+            if total is not None:
+                merged[index] = total
                 break
         else:
             merged.append(change)
