@@ -19,7 +19,7 @@ from excise.bake.staging import check_room
 from excise.behaviors import Behavior, PromptSet, Splits
 from excise.config import RunConfig
 from excise.directions import Directions
-from excise.edit import Edit, Projection
+from excise.edit import Edit, random_control
 from excise.errors import BehaviorNotShownError, InputError
 from excise.evaluation import Reference, Scores, behavior_rate, evaluate
 from excise.find import find_directions
@@ -212,20 +212,6 @@ def probe_baking(job: Job) -> float | None:
         stage.save({"leak": leak})
     found: float | None = stage.load()["leak"]
     return found
-
-
-def random_control(edit: Edit, survey: Survey, *, seed: int) -> Edit:
-    """An edit of the same writers at the same strengths along one random direction: it must not remove anything."""
-    strengths = {
-        site.writer.parameter: change.strength
-        for site in edit.sites
-        for change in site.changes[:1]
-        if isinstance(change, Projection)
-    }
-    norms = {change.norm for site in edit.sites for change in site.changes if isinstance(change, Projection)}
-    direction = torch.randn(survey.hidden, generator=torch.Generator().manual_seed(seed))
-    norm = norms.pop() if len(norms) == 1 else "none"
-    return Edit.project(survey, direction, strength=strengths, norm=norm, embedding=True)
 
 
 def digest(edit: Edit) -> str:
