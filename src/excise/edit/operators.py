@@ -28,7 +28,9 @@ def delta(weight: Float[Tensor, ...], changes: Sequence[Change], *, axis: int) -
     columns = weight.float().movedim(axis, -1)
     total: Tensor | None = None
     for change in changes:
-        term = _projection_delta(columns, change) if isinstance(change, Projection) else _low_rank_delta(change)
+        term = (
+            _projection_delta(columns, change) if isinstance(change, Projection) else _low_rank_delta(columns, change)
+        )
         total = term if total is None else total.add_(term)
     return (torch.zeros_like(columns) if total is None else total).movedim(-1, axis)
 
@@ -73,6 +75,10 @@ def apply_bias(bias: Float[Tensor, ...], changes: Sequence[Change]) -> Float[Ten
     return (bias.float() + bias_delta(bias, changes)).to(bias.dtype)
 
 
+def _delta(columns: Float[Tensor, "*column hidden"], change: Change) -> Float[Tensor, "*column hidden"]:
+    return _projection_delta(columns, change) if isinstance(change, Projection) else _low_rank_delta(columns, change)
+
+
 def _projection_delta(columns: Float[Tensor, "*column hidden"], change: Projection) -> Float[Tensor, "*column hidden"]:
     removed = output_delta(columns, change)
     if change.norm == "none":
@@ -90,5 +96,6 @@ def _scale(
     return torch.where(vanishes, torch.ones_like(before), before / after.masked_fill(vanishes, 1))
 
 
-def _low_rank_delta(change: LowRank) -> Float[Tensor, "*column hidden"]:
-    return (change.left.float() @ change.right.float()).transpose(-1, -2)
+def _low_rank_delta(columns: Float[Tensor, "*column hidden"], change: LowRank) -> Float[Tensor, "*column hidden"]:
+    left, right = (factor.to(columns.device, columns.dtype) for factor in (change.left, change.right))
+    return (left @ right).transpose(-1, -2)
