@@ -123,17 +123,13 @@ def _points(trials: int, chance: random.Random) -> list[dict[str, Any]]:
 
 
 def _polish_parameters(number: int) -> dict[str, Any]:
-    polished = number > 1
-    return {
-        "kind": "polish" if polished else "closed form",
-        "position": "-1",
-        "method": "mean-difference",
-        "reach": "one" if number % 2 else "per-layer",
-        "source": 14.0,
-        "weight": 0.3,
-        "preserve": 1.5 if polished else 0.0,
-        "step": 15 * (number - 1) if polished else 0,
-    }
+    place = {"position": "-1", "method": "mean-difference", "source": 14.0, "weight": 0.3}
+    place |= {"reach": "one" if number % 2 else "per-layer", "strength": 1.0}
+    if number < 2:
+        return {"kind": "closed form", **place, "along": 0.0}
+    if number < 60:
+        return {"kind": "polish", **place, "preserve": 1.5, "step": 15 * (number - 1), "along": number - 1.0}
+    return {"kind": "between", **place, "strength": 1.25, "along": 1.4}
 
 
 def _anatomy(layers: int, chance: random.Random) -> dict[str, Any]:

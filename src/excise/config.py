@@ -5,12 +5,13 @@ Command line flags, keys of a configuration file and the reference page all come
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from excise.errors import InputError
@@ -86,10 +87,13 @@ class RunConfig(BaseModel):
         False, "Go on even if the model hardly shows the behavior.", group="data", shapes_result=False
     )
 
-    method: str = _setting("schedule", "How to search (docs/search-methods.md).", group="search", min_length=1)
+    method: str = _setting("polish", "How to search (docs/search-methods.md).", group="search", min_length=1)
     budget: Literal["quick", "standard", "thorough"] = _setting("standard", "How long to search.", group="search")
     trials: int | None = _setting(
         None, "Trials of the search; by default as many as the budget says.", group="search", gt=0
+    )
+    time: str | None = _setting(
+        None, "How long the search may take, such as 10m or 1h30m, in place of --budget.", group="search"
     )
     norm: Literal["none", "column"] | None = _setting(
         None, "Keep the length of the weights' columns (column) or not (none); by default searched.", group="search"
@@ -102,6 +106,16 @@ class RunConfig(BaseModel):
     )
     max_rate: float | None = _setting(
         None, "Goal: share of target prompts that still show the behavior, at most this.", group="search", ge=0, le=1
+    )
+    preserve: float | None = _setting(
+        None,
+        "Which edit of the front to take: 0 the one that removes most, 1 the one that changes least otherwise.",
+        group="search",
+        ge=0,
+        le=1,
+    )
+    remove: float | None = _setting(
+        None, "The same the other way round: 1 removes most, 0 changes least otherwise.", group="search", ge=0, le=1
     )
     seed: int = _setting(0, "Seed of everything random.", group="search", ge=0)
 
@@ -124,6 +138,29 @@ class RunConfig(BaseModel):
         if min(splits) < 1:
             raise ValueError("every split needs at least one prompt")
         return splits
+
+    @field_validator("time")
+    @classmethod
+    def _time_is_a_duration(cls, value: str | None) -> str | None:
+        if value is not None and not _seconds(value) > 0:
+            raise ValueError("give a time such as 90s, 10m or 1h30m")
+        return value
+
+    @model_validator(mode="after")
+    def _one_dial(self) -> RunConfig:
+        if self.preserve is not None and self.remove is not None:
+            raise ValueError("preserve and remove are one dial: give one of them")
+        return self
+
+    @property
+    def seconds(self) -> float | None:
+        """`time` in seconds."""
+        return None if self.time is None else _seconds(self.time)
+
+    @property
+    def dial(self) -> float | None:
+        """The weight of preserving, however it was given."""
+        return self.preserve if self.remove is None else 1.0 - self.remove
 
     @classmethod
     def resolve(cls, *, given: Mapping[str, Any], file: Path | None = None) -> RunConfig:
@@ -165,6 +202,13 @@ def describe(name: str) -> dict[str, Any]:
     field: FieldInfo = RunConfig.model_fields[name]
     extra = field.json_schema_extra
     return {"help": field.description or "", **(extra if isinstance(extra, dict) else {})}
+
+
+def _seconds(text: str) -> float:
+    """`1h30m`, `10m`, `90s` or `90` in seconds; 0 for anything else."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
+    parts = (0, 0, 0) if found is None else (int(part or 0) for part in found.groups())
+    return float(sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=True)))
 
 
 def _read(file: Path) -> dict[str, Any]:

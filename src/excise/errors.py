@@ -7,7 +7,8 @@
     │   └── OutputExistsError      the output directory is already there
     ├── ModelError                 a model that cannot be loaded or understood
     │   ├── CheckpointError        a truncated, corrupted or unsupported weight file
-    │   └── SurveyError            not every writer could be found, or proven
+    │   ├── SurveyError            not every writer could be found, or proven
+    │   └── SharedBatchError       several edits that cannot be computed in one batch
     ├── EditError                  an edit file that cannot be read
     │   └── EditMismatchError      an edit that was made for another model
     ├── BehaviorNotShownError      the model does not show the behavior that is to be removed
@@ -62,6 +63,14 @@ class CheckpointError(ModelError):
 
 class SurveyError(ModelError):
     """Not every writer of the residual stream could be found, or proven by the probe."""
+
+
+class SharedBatchError(ModelError):
+    """Several edits that cannot be computed in one batch; one at a time always works."""
+
+    def __init__(self, message: str, *, module: str = "") -> None:
+        super().__init__(message, hint="apply one edit at a time, or let `EditableModel.measure_each` choose")
+        self.module = module
 
 
 class EditError(ExciseError):

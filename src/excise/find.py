@@ -40,7 +40,7 @@ def find_directions(
     prompts = (splits or behavior.splits(seed=seed)).fit
     responses: tuple[Responses | None, ...] = (None, None)
     if "onset" in behavior.positions:
-        responses = _with_onsets(model, behavior, prompts, batch_size, progress)
+        responses = responses_with_onsets(model, behavior, prompts, batch_size=batch_size, progress=progress)
     target, baseline = (
         capture_residuals(
             model,
@@ -64,8 +64,13 @@ def find_directions(
     )
 
 
-def _with_onsets(
-    model: EditableModel, behavior: Behavior, prompts: PromptSet, batch_size: int | None, progress: Progress
+def responses_with_onsets(
+    model: EditableModel,
+    behavior: Behavior,
+    prompts: PromptSet,
+    *,
+    batch_size: int | None = None,
+    progress: Progress = silent,
 ) -> tuple[Responses, Responses]:
     """The model's own responses to target and baseline prompts, with where the behavior begins in each.
 

@@ -76,6 +76,8 @@ def run(
                 directory=job.stage("search", norm=config.norm).path("study.db").parent,
                 max_kl=config.max_kl,
                 max_rate=config.max_rate,
+                preserve=config.dial,
+                seconds=config.seconds,
                 progress=progress,
             )
             front = stages.save_edits(job, found)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from excise.bake.plan import TensorEdit, blocks
 from excise.directions import Directions
-from excise.edit import Edit, Projection, SiteEdit, operators
+from excise.edit import Change, Edit, LowRank, Mask, Projection, SiteEdit, operators
 from excise.model import Survey
 from excise.search import SearchResult
 from excise.stages import Job
 
+_KINDS = {Projection: "projection", LowRank: "low-rank", Mask: "mask"}
 _BLOCK = 1 << 24  # numbers of a weight that are compared at once
 
 
@@ -57,7 +58,7 @@ def assemble(
         "edit": describe_edit(found.best, job.model.hf_model),
         "search": describe_search(found),
         "verify": dict(baked) or None,
-        "skipped": skipped(job, survey, baked),
+        "skipped": skipped(job, survey, found.best, baked),
         "warnings": [
             *job.model.template.warnings,
             *job.warnings,
@@ -93,25 +94,29 @@ def describe_edit(edit: Edit, model: nn.Module) -> dict[str, Any]:
 def describe_site(site: SiteEdit, weight: Tensor | None) -> dict[str, Any]:
     """What an edit does to one writer, comparable between kinds of changes.
 
-    kind      "projection", "low-rank", or "mixed"
-    rank      of all its changes together, at most; of one expert in a bank
+    kind      "projection", "low-rank", "mask", or "mixed"
+    rank      of all its changes together, at most; of one expert in a bank; None of a mask
     strength  of its projections; None without any
     change    ‖ΔW‖ / ‖W‖ (Frobenius norms); None where the weight cannot be read: packed (quantised) or offloaded
     """
-    kinds = {"projection" if isinstance(change, Projection) else "low-rank" for change in site.changes}
+    kinds = {_KINDS[type(change)] for change in site.changes}
+    ranks = [_rank(change) for change in site.changes]
     strengths = [change.strength for change in site.changes if isinstance(change, Projection)]
     return {
         "parameter": site.writer.parameter,
         "layer": site.writer.layer,
         "role": site.writer.role,
         "kind": kinds.pop() if len(kinds) == 1 else "mixed",
-        "rank": sum(
-            len(change.directions) if isinstance(change, Projection) else change.left.shape[-1]
-            for change in site.changes
-        ),
+        "rank": None if None in ranks else sum(filter(None, ranks)),
         "strength": sum(strengths) if strengths else None,
         "change": None if weight is None else relative_change(weight.detach(), site),
     }
+
+
+def _rank(change: Change) -> int | None:
+    if isinstance(change, Projection):
+        return len(change.directions)
+    return change.left.shape[-1] if isinstance(change, LowRank) else None
 
 
 def relative_change(weight: Tensor, site: SiteEdit) -> float | None:
@@ -143,10 +148,14 @@ def describe_search(found: SearchResult) -> dict[str, Any]:
     }
 
 
-def skipped(job: Job, survey: Survey, baked: Mapping[str, Any]) -> list[str]:
+def skipped(job: Job, survey: Survey, edit: Edit, baked: Mapping[str, Any]) -> list[str]:
     """What was left out, in words."""
     words = [f"layer {item.layer}: {item.reason} ({', '.join(item.parameters)})" for item in survey.unresolved]
-    embeddings = [writer.parameter for writer in survey.writers if writer.role == "embedding"]
+    embeddings = [
+        writer.parameter
+        for writer in survey.writers
+        if writer.role == "embedding" and edit.site(writer.parameter) is None
+    ]
     if embeddings:
         words.append(f"embeddings are not edited ({', '.join(embeddings)}): the direction enters the stream there")
     words += [f"not carried into the edited model: {name}" for name in baked.get("bake", {}).get("skipped", ())]

@@ -94,7 +94,7 @@ def test_the_seed_decides(model: EditableModel) -> None:
 @pytest.mark.parametrize("norm", ["none", "column"])
 def test_projections_keep_their_strengths(model: EditableModel, norm: str) -> None:
     strengths = {writer.parameter: 0.5 + 0.1 * max(writer.layer, 0) for writer in model.survey.writers}
-    asked = Edit.project(model.survey, random(2, 64), strengths, norm, embedding=True)  # type: ignore[arg-type]
+    asked = Edit.project(model.survey, random(64), strengths, norm, embedding=True)  # type: ignore[arg-type]
     control = random_control(asked, model.survey, seed=5)
     direct = Edit.project(model.survey, random(64, seed=5), strengths, norm, embedding=True)  # type: ignore[arg-type]
     assert [site.writer for site in control.sites] == [site.writer for site in asked.sites]
@@ -103,7 +103,20 @@ def test_projections_keep_their_strengths(model: EditableModel, norm: str) -> No
         assert isinstance(change, Projection)
         assert isinstance(expected, Projection)
         assert (change.strength, change.norm) == (expected.strength, expected.norm)
-        assert torch.equal(change.directions, expected.directions)
+        torch.testing.assert_close(change.directions, expected.directions)
+
+
+def test_projections_of_one_writer_keep_their_angles(model: EditableModel) -> None:
+    writer = writers(model)[0]
+    rows = spanning(random(4, 64))
+    near = spanning(rows[:1] + 0.3 * rows[1:2])
+    asked = (Projection(rows[:1], 0.5), Projection(near, 0.4), Projection(rows[1:3], -0.2, "column"))
+    control = random_control(Edit((SiteEdit(writer, asked),), model.identity), model.survey, seed=7)
+    found = [change for change in control.sites[0].changes if isinstance(change, Projection)]
+    assert [(change.strength, change.norm) for change in found] == [(each.strength, each.norm) for each in asked]
+    wanted, turned = (torch.cat([each.directions for each in changes]) for changes in (asked, found))
+    torch.testing.assert_close(turned @ turned.T, wanted @ wanted.T, atol=1e-6, rtol=0)
+    assert (turned @ wanted.T).abs().max() < 0.6
 
 
 def test_edits_of_both_kinds(model: EditableModel) -> None:
@@ -113,20 +126,24 @@ def test_edits_of_both_kinds(model: EditableModel) -> None:
         (
             SiteEdit(first, (low_rank(model, first, rank=1),)),
             SiteEdit(second, (projection,)),
-            SiteEdit(third, (low_rank(model, third, rank=2), projection, projection.scaled(-0.5))),
+            SiteEdit(third, (low_rank(model, third, rank=2), projection)),
         ),
         model.identity,
     )
     control = random_control(asked, model.survey, seed=0)
-    kinds = {site.writer: sorted(type(change).__name__ for change in site.changes) for site in control.sites}
-    assert kinds == {first: ["LowRank"], second: ["Projection"], third: ["LowRank", "Projection"]}
-    strengths = [
-        (change.strength, change.norm)
-        for site in control.sites
-        for change in site.changes
-        if isinstance(change, Projection)
-    ]
+    kinds = {site.writer: {type(change) for change in site.changes} for site in control.sites}
+    assert kinds == {first: {LowRank}, second: {Projection}, third: {LowRank, Projection}}
+    changes = [change for site in control.sites for change in site.changes]
+    strengths = [(change.strength, change.norm) for change in changes if isinstance(change, Projection)]
     assert strengths == [(0.7, "column")] * 2
+
+
+def test_masks_have_no_control() -> None:
+    tiny = EditableModel(build(PLAIN))
+    writer = writers(tiny)[0]
+    width = tiny.hf_model.get_parameter(writer.parameter).shape[1 - writer.axis]
+    masked = Edit.mask(tiny.survey, {writer.parameter: torch.zeros(width)})
+    assert random_control(masked, tiny.survey, seed=0).sites == ()
 
 
 def test_an_edit_that_changes_nothing_has_such_a_control(model: EditableModel) -> None:

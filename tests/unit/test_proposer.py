@@ -1,6 +1,7 @@
 """The space and who proposes in it: in range, deterministic, a pure function of the history."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from excise.directions import Directions, Separability
 from excise.edit import Edit, Projection
 from excise.model import EditableModel
-from excise.search import Measured, Space, TreeProposer, Trial
+from excise.search import Measured, Parameters, Space, TreeProposer, Trial
 from excise.search.job import to_confirm
 from excise.search.proposer import front_of, leaders, warm_starts
 from excise.search.sweep import MOST_SOURCES, sources, sweep
@@ -99,6 +100,21 @@ def test_proposals_are_a_pure_function_of_the_history(space: Space) -> None:
     assert other != TreeProposer(space, seed=0, trials=60).propose(past)
 
 
+def test_a_batch_is_a_pure_function_of_what_was_before_it(space: Space) -> None:
+    past = history(space, 24)
+
+    def batch(count: int) -> list[Parameters]:
+        proposer, pending = TreeProposer(space, seed=0, trials=60), []
+        for _ in range(count):
+            pending.append(proposer.propose(past, pending))
+        return pending
+
+    eight = batch(8)
+    assert batch(3) == eight[:3]
+    assert len({tuple(sorted(each.items())) for each in eight}) == 8
+    assert eight[0] == TreeProposer(space, seed=0, trials=60).propose(past)
+
+
 def test_warm_starts_come_first_and_leave_room(space: Space) -> None:
     warm = warm_starts(space, [space.plain()])
     assert warm[0] == space.plain()
@@ -129,7 +145,7 @@ def test_screened_trials_never_enter_the_front(space: Space) -> None:
 def test_the_sweep_tries_every_position_and_ranks_what_removes_at_little_damage(space: Space) -> None:
     good = {"position": "+1", "reach": "one", "source": 2.0}
 
-    def prefill(edit: Edit) -> Measured:
+    def measure(edit: Edit) -> Measured:
         wanted = space.edit(space.plain(**good)).sites[0].changes[0]
         assert isinstance(wanted, Projection)
         (change,) = edit.sites[0].changes
@@ -137,7 +153,16 @@ def test_the_sweep_tries_every_position_and_ranks_what_removes_at_little_damage(
         aligned = float(change.directions[0] @ wanted.directions[0]) ** 2
         return Measured(rate=0.9 * (1 - aligned), kl_first=0.1, kl_sequence=0.1, screened=True)
 
-    swept = sweep(space, prefill, base_rate=0.9)
+    sizes = []
+
+    def prefill(edits: Sequence[Edit]) -> list[Measured]:
+        sizes.append(len(edits))
+        return [measure(edit) for edit in edits]
+
+    swept = sweep(space, prefill, base_rate=0.9, at_once=3)
+    assert sizes[0] == 3
+    assert sum(sizes) == len(swept)
+    assert sweep(space, prefill, base_rate=0.9) == swept
     assert {each.parameters["position"] for each in swept} == {"-1", "+1"}
     best = swept[0].parameters
     assert (best["position"], best["reach"], best["source"]) == ("+1", "one", 2.0)

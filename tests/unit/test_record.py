@@ -56,6 +56,13 @@ def test_every_site_says_what_is_done(model: EditableModel) -> None:
     assert [(site["layer"], site["role"]) for site in sites[::3]] == [(0, "attention"), (0, "expert")]
 
 
+def test_a_mask_has_a_size_and_no_rank(model: EditableModel) -> None:
+    bank = next(writer for writer in model.survey.writers if writer.expert_axis is not None)
+    (site,) = described(model, Edit.mask(model.survey, {bank.parameter: torch.zeros(4, 1)}))
+    assert (site["kind"], site["rank"], site["strength"]) == ("mask", None, None)
+    assert site["change"] == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("limit", [1 << 24, 1000, 1])
 def test_the_change_is_relative_to_the_weight(
     model: EditableModel, limit: int, monkeypatch: pytest.MonkeyPatch

@@ -40,12 +40,13 @@ def test_the_card_says_what_projections_are():
 
 def test_the_card_says_what_a_conditional_edit_is():
     result = fake_result(low_rank=True)
+    for point in result["front"]:
+        point["parameters"] |= {"kind": "polish", "step": 45}
     text = technique(result)
     assert "by a conditional form of directional ablation" in text
     assert f"{len(result['edit']['sites'])} weights that write to the residual stream, less is written" in text
     assert "W′ = W + BA (rank 1)" in text
-    step = next(point["parameters"]["step"] for point in result["front"] if point["chosen"])
-    assert f"trained for {step:,} gradient steps" in text
+    assert "trained for 45 gradient steps on responses of the model’s own" in text
     assert "no training" not in text
     assert "projected out" not in text
     assert "stock Transformers" in text
@@ -79,6 +80,16 @@ def test_the_card_claims_nothing_of_a_low_rank_edit_by_an_unknown_method():
     assert "conditional" not in text
     assert "training" not in text
     assert "silent" not in text
+
+
+@pytest.mark.parametrize(("along", "trained"), [(1.4, True), (0.0, False)])
+def test_the_card_of_an_edit_between_others(along, trained):
+    result = fake_result(low_rank=True)
+    for point in result["front"]:
+        point["parameters"] = {"kind": "between", "along": along, "strength": 1.2}
+    text = technique(result)
+    assert ("trained by gradient descent on responses" in text) is trained
+    assert ("There was no training." in text) is not trained
 
 
 def test_the_card_does_not_guess_whether_there_was_training():

@@ -155,13 +155,24 @@ def test_parameters_of_a_polish_are_in_words():
     [
         (
             {"kind": "closed form", "position": "response", "method": "projected", "reach": "one", "source": 3.5,
-             "weight": 3.0, "preserve": 0.0, "step": 0},
+             "weight": 3.0, "strength": 1.0},
             "closed form, projected direction of layer 3.5 (mean over the response), target weight 3",
         ),
         (
             {"kind": "polish", "step": 1, "preserve": 0.3, "new_thing": 0.12345},
             "polished for 1 step, direction, preserving weight 0.3, new thing 0.123",
         ),
+        (
+            {"kind": "between", "along": 1.4, "strength": 1.25, "weight": 0.3},
+            "polish, 40% of the way from phase 1 to phase 2, direction, strength 1.25, target weight 0.3",
+        ),
+        (
+            {"kind": "between", "along": 0.5, "strength": 0.8, "reach": "per-layer"},
+            "polish, 50% of the way from the closed form to phase 1, direction of each layer, strength 0.8",
+        ),
+        ({"kind": "between", "along": 2.0, "strength": 1.0}, "polish, phase 2, direction"),
+        ({"kind": "between", "along": 0.0, "strength": 1.5}, "closed form, direction, strength 1.5"),
+        ({"kind": "between"}, "between phases of the polish, direction"),
         ({"attention strength": 0.5, "norm": "none"}, "attention strength 0.5, norm none"),
         ({"kind": "another", "step": 3}, "kind another, step 3"),
         ({}, ""),

@@ -1,5 +1,6 @@
 """The whole search on a tiny model that was taught, in seconds, to say no to one kind of prompt."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from excise.directions import Directions
 from excise.errors import InputError
 from excise.find import find_directions
 from excise.model import EditableModel
-from excise.search import SearchResult, search
+from excise.search import BehaviorObjective, Limits, SearchResult, Space, search
 from zoo.taught import SIZES, found, refusing, taught
 
 TRIALS = 16
@@ -46,8 +47,12 @@ def result(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> SearchResult:
     folder = tmp_path_factory.mktemp("study")
-    first = search(model, behavior, splits=splits, directions=directions, trials=TRIALS, directory=folder)
-    again = search(model, behavior, splits=splits, directions=directions, trials=TRIALS, directory=folder)
+    first = search(
+        model, behavior, splits=splits, directions=directions, trials=TRIALS, method="schedule", directory=folder
+    )
+    again = search(
+        model, behavior, splits=splits, directions=directions, trials=TRIALS, method="schedule", directory=folder
+    )
     assert [trial.seconds for trial in again.history] == [trial.seconds for trial in first.history]
     assert [point.trial for point in again.front] == [point.trial for point in first.front]
     return again
@@ -104,6 +109,51 @@ def test_a_goal_that_cannot_be_met_is_said_to_be_missed(
     result = search(model, behavior, splits=splits, directions=directions, trials=2, max_kl=1e-9)
     assert not result.satisfied
     assert "1e-09" in result.reason
+
+
+def test_many_edits_are_measured_as_one_at_a_time(
+    model: EditableModel, behavior: Behavior, splits: Splits, directions: Directions, result: SearchResult
+) -> None:
+    tune = BehaviorObjective.measure_base(model, behavior, splits.tune)
+    assert tune.at_once == 1
+    space = Space(model.survey, directions)
+    edits = [space.edit(trial.parameters) for trial in result.history]
+    assert len(model.sharing(edits)) == 1
+    limits = Limits(kl=sorted(trial.measured.kl_sequence for trial in result.history)[TRIALS // 2], onset=0.8)
+    for many, one in (
+        (tune.many(edits, limits), partial(tune, limits=limits)),
+        (tune.prefill_many(edits), tune.prefill),
+    ):
+        alone = [one(edit) for edit in edits]
+        for each, expected in zip(many, alone, strict=True):
+            assert (each.rate, each.estimate, each.reason) == (expected.rate, expected.estimate, expected.reason)
+            assert each.kl_sequence == pytest.approx(expected.kl_sequence, rel=1e-3, abs=1e-6)
+            assert each.kl_first == pytest.approx(expected.kl_first, rel=1e-3, abs=1e-6)
+    assert {each.screened for each in tune.many(edits, limits)} == {True, False}
+
+
+def test_a_search_in_batches_removes_the_behavior_and_resumes(
+    model: EditableModel,
+    behavior: Behavior,
+    splits: Splits,
+    directions: Directions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("excise.search.objective.favourable_count", lambda device: 4)
+
+    def stop(label: str, done: int, total: int, unit: str = "") -> None:
+        if label == "search" and done == 6:
+            raise KeyboardInterrupt
+
+    find = partial(search, model, behavior, splits=splits, directions=directions, trials=TRIALS, method="schedule")
+    with pytest.raises(KeyboardInterrupt):
+        find(directory=tmp_path, progress=stop)
+    whole, resumed = find(), find(directory=tmp_path)
+    assert [trial.parameters for trial in resumed.history] == [trial.parameters for trial in whole.history]
+    assert [trial.measured for trial in resumed.history] == [trial.measured for trial in whole.history]
+    assert [point.select for point in resumed.front] == [point.select for point in whole.front]
+    assert excise.evaluate(model, behavior, edit=resumed.best, split="report", splits=splits).rate.value <= 0.1
 
 
 def test_the_model_is_left_as_it_was(model: EditableModel, result: SearchResult) -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -65,11 +66,37 @@ class Planted:
         return Measured(rate=round(left * 50) / 50, kl_first=damage, kl_sequence=damage, prompts=50, estimate=left)
 
 
-def run(space: Space, directory: Path | None, *, trials: int = 26, upto: int | None = None) -> Study:
+class PlantedBatches(Planted):
+    """The same, several at a time."""
+
+    def __init__(self, space: Space, at_once: int) -> None:
+        super().__init__(space)
+        self.at_once = at_once
+        self.sizes: list[int] = []
+
+    def many(self, edits: Sequence[Edit], limits: Limits) -> list[Measured]:
+        self.sizes.append(len(edits))
+        return [self(edit, limits) for edit in edits]
+
+
+def run(
+    space: Space,
+    directory: Path | None,
+    *,
+    trials: int = 26,
+    upto: int | None = None,
+    objective: Planted | None = None,
+    seed: int = 0,
+) -> Study:
     study = Study(directory, key="k")
-    proposer = TreeProposer(space, seed=0, trials=trials)
+    proposer = TreeProposer(space, seed=seed, trials=trials)
     run_study(
-        study, proposer, Planted(space), edit=space.edit, distributions=space.distributions, trials=upto or trials
+        study,
+        proposer,
+        objective or Planted(space),
+        edit=space.edit,
+        distributions=space.distributions,
+        trials=upto or trials,
     )
     return study
 
@@ -98,6 +125,39 @@ def test_resuming_equals_running_through(space: Space, tmp_path: Path) -> None:
         run(space, tmp_path / str(stop), upto=stop)
         resumed = run(space, tmp_path / str(stop))
         assert summary(resumed) == summary(whole)
+
+
+def test_resuming_a_study_in_batches_equals_running_through(space: Space, tmp_path: Path) -> None:
+    whole = PlantedBatches(space, 8)
+    expected = summary(run(space, None, objective=whole))
+    assert whole.sizes == [8, 8, 8, 2]
+    for stop in (3, 8, 21):  # within a batch and at the end of one
+        run(space, tmp_path / str(stop), upto=stop, objective=PlantedBatches(space, 8))
+        # on a machine that would choose another batch, or none
+        for other in (PlantedBatches(space, 4), Planted(space)):
+            resumed = run(space, tmp_path / str(stop), upto=min(stop + 9, 26), objective=other)
+        assert summary(resumed) == expected[: stop + 9]
+        assert summary(run(space, tmp_path / str(stop), objective=PlantedBatches(space, 8))) == expected
+
+
+def test_a_study_begun_one_at_a_time_goes_on_so(space: Space, tmp_path: Path) -> None:
+    run(space, tmp_path, upto=15)
+    resumed = run(space, tmp_path, objective=PlantedBatches(space, 8))
+    assert summary(resumed) == summary(run(space, None))
+
+
+def test_no_point_comes_twice_in_a_batch(space: Space) -> None:
+    for seed in range(3):
+        trials = run(space, None, trials=60, objective=PlantedBatches(space, 8), seed=seed).trials
+        for start in range(0, 60, 8):
+            batch = {tuple(sorted(trial.parameters.items())) for trial in trials[start : start + 8]}
+            assert len(batch) == len(trials[start : start + 8])
+
+
+def test_batches_find_the_planted_edit_too(space: Space) -> None:
+    trials = run(space, None, trials=60, objective=PlantedBatches(space, 8)).trials
+    best = min((trial for trial in trials if trial.measured.rate <= 0.02), key=lambda trial: trial.measured.kl_sequence)
+    assert best.measured.kl_sequence < 0.5 * trials[0].measured.kl_sequence
 
 
 def test_a_killed_process_costs_the_trial_under_way_alone(space: Space, tmp_path: Path) -> None:

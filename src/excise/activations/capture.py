@@ -71,7 +71,7 @@ def capture_residuals(
         kept.update(zip(indices, values, strict=True))
 
     rows = model.template.encode(prompts, system=system, thinking=thinking)
-    known = responses or _responses(model, rows, positions, batch_size, progress)
+    known = responses or own_responses(model, rows, positions, batch_size=batch_size, progress=progress)
     stream_residuals(model, rows, known, positions, keep, winsorise=winsorise, batch_size=batch_size, progress=progress)
     return Residuals(torch.stack([kept[index] for index in range(len(rows))]), tuple(positions))
 
@@ -119,14 +119,18 @@ def winsorised(values: Float[Tensor, "... hidden"], quantile: float) -> Float[Te
     return values.clamp(min=-limit, max=limit)
 
 
-def _responses(
+def own_responses(
     model: EditableModel,
     rows: Rows,
     positions: Sequence[str],
-    batch_size: int | None,
-    progress: Progress,
+    *,
+    batch_size: int | None = None,
+    progress: Progress = silent,
 ) -> Responses:
-    """As many of the model's own greedy response tokens per prompt as the positions need."""
+    """As many of the model's own greedy response tokens per rendered prompt as the positions need.
+
+    Raises `BehaviorError` for the position `onset`: where it is, only the behavior knows (`excise.find`).
+    """
     if "onset" in positions:
         raise BehaviorError("the position 'onset' needs responses", hint="give the model's own responses")
     needed = response_tokens_needed(positions, most=RESPONSE_TOKENS)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from excise.bake.keys import KeyMap, Placement
-from excise.edit import Change, Edit, LowRank, Projection, SiteEdit, Writer
+from excise.edit import Change, Edit, LowRank, Mask, Projection, SiteEdit, Writer
 from excise.errors import CheckpointError, EditMismatchError
 
 Slices = tuple[slice, ...]
@@ -20,7 +20,7 @@ class TensorEdit:
     key        of the tensor in the checkpoint; `parameter` is the loaded parameter it belongs to
     axis       its residual axis
     changes    cut to the part of the parameter that this tensor holds
-    bias       whether it is a bias: projections act on it, low-rank changes do not
+    bias       whether it is a bias: projections act on it, other changes do not
     """
 
     key: str
@@ -44,7 +44,7 @@ def plan(edit: Edit, keys: KeyMap) -> dict[str, TensorEdit]:
     planned: dict[str, TensorEdit] = {}
     for site in (site for site in edit.sites if site.changes):
         _check(site, keys)
-        found = [_weight(site, part) for part in keys.placements(site.writer.parameter)]
+        found = [_weight(site, part, keys) for part in keys.placements(site.writer.parameter)]
         if site.writer.bias is not None and any(isinstance(change, Projection) for change in site.changes):
             found += [_bias(site, site.writer.bias, part, keys) for part in keys.placements(site.writer.bias)]
         for tensor in found:
@@ -87,17 +87,17 @@ def _check(site: SiteEdit, keys: KeyMap) -> None:
             )
     shape = keys.shapes[writer.parameter]
     for change in site.changes:
-        width = change.directions.shape[-1] if isinstance(change, Projection) else change.left.shape[-2]
-        if writer.axis >= len(shape) or shape[writer.axis] != width:
+        misfit = change.misfit(shape, axis=writer.axis)
+        if misfit:
             raise EditMismatchError(
-                f"the edit is for a residual stream of width {width}; {writer.parameter} is {shape}",
+                f"{misfit}; {writer.parameter} is {shape}",
                 hint="use the model that the edit was made for",
             )
 
 
-def _weight(site: SiteEdit, part: Placement) -> TensorEdit:
+def _weight(site: SiteEdit, part: Placement, keys: KeyMap) -> TensorEdit:
     writer = site.writer
-    if writer.axis not in part.axes or part.extent(writer.axis) != _width(site):
+    if writer.axis not in part.axes or part.extent(writer.axis) != keys.shapes[writer.parameter][writer.axis]:
         raise CheckpointError(
             f"{part.key} holds only a part of the residual axis of {writer.parameter}",
             hint="leave this parameter out of the edit, or apply the edit live",
@@ -108,17 +108,12 @@ def _weight(site: SiteEdit, part: Placement) -> TensorEdit:
 
 def _bias(site: SiteEdit, bias: str, part: Placement, keys: KeyMap) -> TensorEdit:
     last = len(keys.shapes[bias]) - 1
-    if not part.axes or part.axes[-1] != last or part.shape[-1] != _width(site):
+    if not part.axes or part.axes[-1] != last or part.shape[-1] != keys.shapes[bias][-1]:
         raise CheckpointError(
             f"{part.key} holds only a part of {bias}", hint="leave this parameter out of the edit, or apply it live"
         )
     changes = tuple(change for change in site.changes if isinstance(change, Projection))
     return TensorEdit(part.key, bias, len(part.shape) - 1, changes, bias=True)
-
-
-def _width(site: SiteEdit) -> int:
-    change = site.changes[0]
-    return change.directions.shape[-1] if isinstance(change, Projection) else change.left.shape[-2]
 
 
 def _others(writer: Writer, part: Placement) -> tuple[slice | int, ...]:
@@ -131,9 +126,12 @@ def _others(writer: Writer, part: Placement) -> tuple[slice | int, ...]:
 
 
 def _cut(change: Change, others: Sequence[slice | int]) -> Change:
-    """A change of some columns: projections treat every column alike, low-rank changes have a factor per column."""
+    """A change of some columns: projections treat every column alike, others have a factor per column."""
     if isinstance(change, Projection):
         return change
+    if isinstance(change, Mask):
+        wanted = zip(others, change.scale.shape, strict=True)
+        return Mask(change.scale[tuple(_of_all(part) if size == 1 else part for part, size in wanted)])
     left, right = change.left, change.right
     if len(others) != right.ndim - 1:
         raise CheckpointError(
@@ -144,3 +142,8 @@ def _cut(change: Change, others: Sequence[slice | int]) -> Change:
         right = right[others[0]]
         left = left[others[0]] if left.ndim == 3 else left
     return LowRank(left, right[..., others[-1]])
+
+
+def _of_all(part: slice | int) -> slice | int:
+    """The one factor that stands for all of an axis, for whichever part of it."""
+    return slice(None) if isinstance(part, slice) else 0

@@ -18,7 +18,7 @@ import excise
 from excise.bake.source import PlannedTensor, Source
 from excise.bake.staging import check_free, check_room, staged
 from excise.bake.threads import workers
-from excise.edit import Edit, Projection, SiteEdit
+from excise.edit import Change, Edit, Mask, Projection, SiteEdit
 from excise.errors import CheckpointError, InputError
 from excise.model.checkpoint import Shard
 from excise.progress import Progress, silent
@@ -232,16 +232,19 @@ def _record(source: Source, edit: Edit, planned: Mapping[str, PlannedTensor]) ->
 
 
 def _site(site: SiteEdit) -> dict[str, Any]:
-    changes = [
-        {"kind": "projection", "strength": change.strength, "norm": change.norm, "rank": len(change.directions)}
-        if isinstance(change, Projection)
-        else {"kind": "low-rank", "rank": change.left.shape[-1]}
-        for change in site.changes
-    ]
     return {
         "parameter": site.writer.parameter,
         "layer": site.writer.layer,
         "role": site.writer.role,
         "axis": site.writer.axis,
-        "changes": changes,
+        "changes": [_change(change) for change in site.changes],
     }
+
+
+def _change(change: Change) -> dict[str, Any]:
+    if isinstance(change, Projection):
+        return {"kind": "projection", "strength": change.strength, "norm": change.norm, "rank": len(change.directions)}
+    if isinstance(change, Mask):
+        scale = change.scale
+        return {"kind": "mask", "shape": list(scale.shape), "masked": int((scale != 1).sum())}
+    return {"kind": "low-rank", "rank": change.left.shape[-1]}

@@ -41,6 +41,8 @@ def search(session: Session, config: RunConfig) -> Outcome:
             directory=run.path / "study",
             max_kl=config.max_kl,
             max_rate=config.max_rate,
+            preserve=config.dial,
+            seconds=config.seconds,
             progress=session.progress,
         )
         front: list[dict[str, Any]] = []

@@ -1,6 +1,6 @@
 """Edits: the change of a model's weights as a small, frozen, reversible value."""
 
-from excise.edit.change import Change, LowRank, Norm, Projection
+from excise.edit.change import Change, LowRank, Mask, Norm, Projection
 from excise.edit.control import random_control
 from excise.edit.edit import DirectionsLike, Edit, ModelIdentity, SiteEdit, orthonormal, spanning
 from excise.edit.schedule import Plateau, Schedule
@@ -13,6 +13,7 @@ __all__ = [
     "DirectionsLike",
     "Edit",
     "LowRank",
+    "Mask",
     "ModelIdentity",
     "Norm",
     "Plateau",

@@ -1,11 +1,12 @@
-"""What is done to one writer: a projection or a low-rank change.
+"""What is done to one writer: a projection, a low-rank change, or a mask over its inputs.
 
 Glossary: W the weight with the residual axis first, d hidden size, V orthonormal directions (one per row), λ strength,
-B and A the factors of a low-rank change.
+B and A the factors of a low-rank change, s the scale of every column.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -39,6 +40,10 @@ class Projection:
         same = self.directions.shape == other.directions.shape and torch.equal(self.directions, other.directions)
         return replace(self, strength=self.strength + other.strength) if same else None
 
+    def misfit(self, shape: Sequence[int], *, axis: int) -> str:
+        """Why a weight of this shape cannot be changed so; empty where it can."""
+        return _other_width(self.directions.shape[-1], shape, axis)
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -69,5 +74,47 @@ class LowRank:
         """The shape of the weight that this is a change of: the bank's axes, hidden size, width."""
         return (*self.right.shape[:-2], self.left.shape[-2], self.right.shape[-1])
 
+    def misfit(self, shape: Sequence[int], *, axis: int) -> str:
+        """Why a weight of this shape cannot be changed so; empty where it can."""
+        return _other_width(self.left.shape[-2], shape, axis)
 
-Change = Projection | LowRank
+
+@dataclass(frozen=True)
+class Mask:
+    """W' = W · diag(s): every column of a writer (one input feature, of one expert in a bank) is scaled; biases stay.
+
+    A column of an MLP's output matrix is a neuron, a block of columns of attention's a head, all columns of a slice of
+    a bank an expert. 1 leaves a column, 0 removes it exactly, negative values turn it round.
+
+    scale  has the axes of the weight without the residual one, in their order: (width,), or (expert, width) for a bank;
+           an axis of length 1 stands for all of it
+    """
+
+    scale: Float[Tensor, "*column"]
+
+    def scaled(self, factor: float) -> Mask:
+        """The weight change times `factor`: 1 + factor · (s − 1)."""
+        return replace(self, scale=1 + factor * (self.scale - 1))
+
+    def plus(self, other: Change) -> Mask | None:
+        """Both as one mask, weight changes added up: s + s' − 1."""
+        if not isinstance(other, Mask) or self.scale.ndim != other.scale.ndim:
+            return None
+        axes = zip(self.scale.shape, other.scale.shape, strict=True)
+        fits = all(mine == theirs or 1 in (mine, theirs) for mine, theirs in axes)
+        return replace(self, scale=self.scale + other.scale - 1) if fits else None
+
+    def misfit(self, shape: Sequence[int], *, axis: int) -> str:
+        """Why a weight of this shape cannot be changed so; empty where it can."""
+        columns = [size for index, size in enumerate(shape) if index != axis]
+        sizes = tuple(self.scale.shape)
+        fits = len(sizes) == len(columns) and all(size in (1, most) for size, most in zip(sizes, columns, strict=False))
+        return "" if axis < len(shape) and fits else f"the edit masks inputs of shape {sizes}"
+
+
+Change = Projection | LowRank | Mask
+
+
+def _other_width(width: int, shape: Sequence[int], axis: int) -> str:
+    fits = axis < len(shape) and shape[axis] == width
+    return "" if fits else f"the edit is for a residual stream of width {width}"

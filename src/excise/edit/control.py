@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from excise.edit.change import LowRank, Norm, Projection
-from excise.edit.edit import Edit, SiteEdit, SurveyLike, spanning
+from excise.edit.change import Change, LowRank, Projection
+from excise.edit.edit import Edit, SiteEdit, SurveyLike, orthonormal, spanning
 from excise.edit.writer import Writer
 
 
@@ -16,55 +19,63 @@ def random_control(edit: Edit, survey: SurveyLike, *, seed: int) -> Edit:
 
     Projections keep their strengths. Low-rank changes keep their right factors, so that they fire when the edit fires,
     and the lengths of their left ones and the angles between them, so that a weight changes by as much: ‖ΔW‖ is the
-    same. Of a higher rank, a change needs more random directions than the one.
+    same. Where a writer is changed along several directions, as many random ones take their place. Masks have no
+    direction: they are left out.
     """
     generator = torch.Generator().manual_seed(seed)
-    ranks = [_rank(change) for site in edit.sites for change in site.changes if isinstance(change, LowRank)]
-    directions = [torch.randn(survey.hidden, generator=generator) for _ in range(max(ranks, default=1))]
-    control = _projections(edit, survey, directions[0])
-    turned = []
+    count = max((_rank(site) for site in edit.sites), default=0)
+    drawn = [torch.randn(survey.hidden, generator=generator) for _ in range(count)]
+    directions = [orthonormal(direction, hidden=survey.hidden) for direction in drawn]
+    sites = []
     for site in edit.sites:
-        low_rank = [change for change in site.changes if isinstance(change, LowRank)]
-        if low_rank:
-            rows = _rows(survey, site.writer, directions, generator)
-            turned.append(SiteEdit(site.writer, tuple(_turned(change, rows) for change in low_rank)))
-    return control + Edit(tuple(turned), survey.identity) if turned else control
+        if _rank(site):
+            rows = _rows(survey, site.writer, directions[: _rank(site)], generator)
+            sites.append(SiteEdit(site.writer, tuple(_turned(site.changes, rows))))
+    return Edit(tuple(sites), survey.identity)
 
 
-def _projections(edit: Edit, survey: SurveyLike, direction: Float[Tensor, " hidden"]) -> Edit:
-    """The strongest projection of each writer, along `direction`."""
-    strengths: dict[str, float] = {}
-    norms: set[Norm] = set()
-    for site in edit.sites:
-        found = [change for change in site.changes if isinstance(change, Projection)]
-        if found:
-            strengths[site.writer.parameter] = max((change.strength for change in found), key=abs)
-            norms.update(change.norm for change in found)
-    norm: Norm = norms.pop() if len(norms) == 1 else "none"
-    return Edit.project(survey, direction, strength=strengths, norm=norm, embedding=True)
+def _rank(site: SiteEdit) -> int:
+    """How many directions it takes to turn the changes of a writer."""
+    projected = sum(len(change.directions) for change in site.changes if isinstance(change, Projection))
+    return max([projected, *(min(each.left.shape[-2:]) for each in site.changes if isinstance(each, LowRank))])
 
 
 def _rows(
-    survey: SurveyLike, writer: Writer, directions: list[Tensor], generator: torch.Generator
+    survey: SurveyLike,
+    writer: Writer,
+    directions: Sequence[Float[Tensor, "1 hidden"]],
+    generator: torch.Generator,
 ) -> Float[Tensor, "row width"]:
-    """Orthonormal directions of what a writer writes, those of the first of `directions` first.
+    """Orthonormal directions of what a writer writes, as many as are given, those of the first one first.
 
-    As many as there are directions: what too few of them can be told apart at the writer is filled up at random.
+    Where too few of them can be told apart at the writer, others at random fill up.
     """
-    asked = torch.cat([survey.at_writer(writer, direction[None]) for direction in directions])
-    rows = spanning(asked)
+    rows = spanning(torch.cat([survey.at_writer(writer, direction) for direction in directions]))
     if len(rows) < len(directions):
-        more = torch.randn(len(directions), asked.shape[-1], generator=generator)
+        more = torch.randn(len(directions), rows.shape[-1], generator=generator)
         rows = spanning(torch.cat([rows, more]))
     return rows[: len(directions)]
 
 
-def _rank(change: LowRank) -> int:
-    return min(change.left.shape[-2:])
+def _turned(changes: Sequence[Change], rows: Float[Tensor, "row hidden"]) -> list[Change]:
+    """The changes along `rows` in place of their own directions; those of all projections keep their angles."""
+    projections = [change for change in changes if isinstance(change, Projection)]
+    found: list[Change] = []
+    if projections:
+        turned = _along(torch.cat([change.directions for change in projections]).T, rows).T
+        parts = turned.split([len(change.directions) for change in projections])
+        found += [replace(change, directions=part) for change, part in zip(projections, parts, strict=True)]
+    return found + [
+        replace(change, left=_along(change.left, rows)) for change in changes if isinstance(change, LowRank)
+    ]
 
 
-def _turned(change: LowRank, rows: Float[Tensor, "row hidden"]) -> LowRank:
-    """The change with its left factor Q R (Q with orthonormal columns) turned into the space of `rows`."""
-    triangle = torch.linalg.qr(change.left.detach().cpu().double(), mode="r").R
-    left = rows[: triangle.shape[-2]].double().T @ triangle
-    return LowRank(left.float(), change.right)
+def _along(
+    columns: Float[Tensor, "*expert hidden rank"], rows: Float[Tensor, "row hidden"]
+) -> Float[Tensor, "*expert hidden rank"]:
+    """Columns Q R (Q orthonormal) with the first of `rows` in place of Q: lengths and angles stay."""
+    triangle = torch.linalg.qr(columns.detach().cpu().double(), mode="r").R
+    signs = triangle.diagonal(dim1=-2, dim2=-1).sgn()
+    upright = triangle * torch.where(signs == 0, torch.ones_like(signs), signs)[..., None]
+    found: Tensor = rows[: triangle.shape[-2]].double().T @ upright
+    return found.float().contiguous()

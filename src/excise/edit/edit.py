@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from excise.edit.change import Change, Norm, Projection
+from excise.edit.change import Change, Mask, Norm, Projection
 from excise.edit.writer import Role, Writer
 from excise.errors import EditError, EditMismatchError
 
@@ -141,6 +141,35 @@ class Edit:
         return cls(tuple(sites), survey.identity)
 
     @classmethod
+    def mask(cls, survey: SurveyLike, scales: Mapping[str, Float[Tensor, ...]]) -> Edit:
+        """Scale the inputs of writers: 0 removes a neuron, head or expert, 1 leaves it.
+
+        scales  by the name of a writer's parameter: one factor per input feature, (width,), or (expert, width) for a
+                fused bank of experts; an axis of length 1 stands for all of it, so (expert, 1) masks whole experts.
+                Writers whose factors are all 1 are left out
+
+        Raises `EditError` for a parameter that is no writer, another number of axes, or factors that are not finite.
+        How many inputs a writer has is not known here: it is checked where the edit is applied or baked.
+        """
+        writers = {writer.parameter: writer for writer in survey.writers}
+        unknown = sorted(set(scales) - set(writers))
+        if unknown:
+            raise EditError(f"{unknown[0]} is no writer of this model", hint="`model.survey.writers` lists them")
+        sites = []
+        for parameter, scale in scales.items():
+            writer, exact = writers[parameter], scale.detach().float().cpu().contiguous()
+            axes = "(width,)" if writer.expert_axis is None else "(expert, width)"
+            if exact.ndim != (1 if writer.expert_axis is None else 2):
+                raise EditError(
+                    f"a mask of shape {tuple(scale.shape)} for {parameter}", hint=f"give factors of shape {axes}"
+                )
+            if not bool(torch.isfinite(exact).all()):
+                raise EditError(f"a mask for {parameter} that is not finite", hint="give finite factors, 0 to remove")
+            if bool((exact != 1).any()):
+                sites.append(SiteEdit(writer, (Mask(exact),)))
+        return cls(tuple(sites), survey.identity)
+
+    @classmethod
     def empty(cls, survey: SurveyLike) -> Edit:
         """The edit that changes nothing: the no-op control."""
         return cls((), survey.identity)
@@ -154,7 +183,7 @@ class Edit:
         return {site.writer.parameter: site for site in self.sites}
 
     def __add__(self, other: Edit) -> Edit:
-        """Both edits at once: weight changes add up, equal projections and low-rank changes of a writer become one."""
+        """Both edits at once: weight changes add up; equal projections, low-rank changes and masks become one."""
         self.identity.check(other.identity)
         merged = dict(self._by_parameter)
         for site in other.sites:

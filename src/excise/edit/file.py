@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from excise.edit.change import Change, LowRank, Projection
+from excise.edit.change import Change, LowRank, Mask, Projection
 from excise.edit.edit import Edit, ModelIdentity, SiteEdit
 from excise.edit.writer import Writer
 from excise.errors import EditError
@@ -98,6 +98,8 @@ def _change_to_json(change: Change, tensors: dict[str, Tensor]) -> dict[str, Any
             "strength": change.strength,
             "norm": change.norm,
         }
+    if isinstance(change, Mask):
+        return {"kind": "mask", "scale": _store(change.scale, tensors)}
     return {"kind": "low-rank", "left": _store(change.left, tensors), "right": _store(change.right, tensors)}
 
 
@@ -106,6 +108,8 @@ def _change_from_json(data: dict[str, Any], tensors: dict[str, Tensor]) -> Chang
         return Projection(tensors[data["directions"]], data["strength"], data["norm"])
     if data["kind"] == "low-rank":
         return LowRank(tensors[data["left"]], tensors[data["right"]])
+    if data["kind"] == "mask":
+        return Mask(tensors[data["scale"]])
     raise EditError(f"this excise does not know the change '{data['kind']}'", hint="upgrade excise")
 
 

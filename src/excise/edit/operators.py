@@ -4,7 +4,8 @@ Live hooks, baking and LoRA export call these functions; a test shows that their
 number of axes: `axis` is the residual one, and a *column* is a vector along it (one per input feature, per expert, or
 per token of an embedding). All arithmetic is in fp32 whatever the dtype of the weight.
 
-Glossary: W weight, V directions, λ strength, a = VW the part along the directions, c the column scale.
+Glossary: W weight, V directions, λ strength, a = VW the part along the directions, c the column scale, s the
+factors of a mask.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from excise.edit.change import Change, LowRank, Projection
+from excise.edit.change import Change, LowRank, Mask, Projection
 
 
 def delta(weight: Float[Tensor, ...], changes: Sequence[Change], *, axis: int) -> Float[Tensor, ...]:
@@ -23,20 +24,21 @@ def delta(weight: Float[Tensor, ...], changes: Sequence[Change], *, axis: int) -
 
     A projection at strength 1 leaves no component of `weight + delta` along its directions on `axis` (to fp32
     rounding), in both norm modes; `column` also keeps the length of every column (a column that lies wholly in the
-    directions has no other component to carry its length, and becomes zero).
+    directions has no other component to carry its length, and becomes zero). A mask of 0 leaves nothing of a column.
     """
     columns = weight.float().movedim(axis, -1)
     total: Tensor | None = None
     for change in changes:
-        term = (
-            _projection_delta(columns, change) if isinstance(change, Projection) else _low_rank_delta(columns, change)
-        )
+        term = _delta(columns, change)
         total = term if total is None else total.add_(term)
     return (torch.zeros_like(columns) if total is None else total).movedim(-1, axis)
 
 
 def bias_delta(bias: Float[Tensor, ...], changes: Sequence[Change]) -> Float[Tensor, ...]:
-    """The change of a bias whose last axis is the residual one: projected like the output it is added to."""
+    """The change of a bias whose last axis is the residual one: projected like the output it is added to.
+
+    Low-rank changes and masks act on what is computed from inputs: they leave a bias as it is.
+    """
     vectors = bias.float()
     total = torch.zeros_like(vectors)
     for change in changes:
@@ -76,7 +78,11 @@ def apply_bias(bias: Float[Tensor, ...], changes: Sequence[Change]) -> Float[Ten
 
 
 def _delta(columns: Float[Tensor, "*column hidden"], change: Change) -> Float[Tensor, "*column hidden"]:
-    return _projection_delta(columns, change) if isinstance(change, Projection) else _low_rank_delta(columns, change)
+    if isinstance(change, Projection):
+        return _projection_delta(columns, change)
+    if isinstance(change, Mask):
+        return columns * (change.scale.to(columns.device, columns.dtype) - 1).unsqueeze(-1)
+    return _low_rank_delta(columns, change)
 
 
 def _projection_delta(columns: Float[Tensor, "*column hidden"], change: Projection) -> Float[Tensor, "*column hidden"]:

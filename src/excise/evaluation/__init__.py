@@ -3,7 +3,7 @@
 from excise.evaluation.evaluate import Scores, evaluate
 from excise.evaluation.labels import LABELS, Label, is_degenerate, label_response
 from excise.evaluation.onset import Onset
-from excise.evaluation.rate import Rate, RateResult, behavior_rate
+from excise.evaluation.rate import Rate, RateResult, behavior_rate, behavior_rate_each, behavior_rate_many
 from excise.evaluation.reference import Divergence, Reference
 from excise.evaluation.registry import Scorer, Subject, scorer, scorers
 from excise.evaluation.statistics import Summary, wilson
@@ -21,6 +21,8 @@ __all__ = [
     "Subject",
     "Summary",
     "behavior_rate",
+    "behavior_rate_each",
+    "behavior_rate_many",
     "evaluate",
     "is_degenerate",
     "label_response",

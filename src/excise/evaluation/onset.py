@@ -14,10 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from excise.behaviors import Behavior
+from excise.edit import Edit
 from excise.errors import InputError
+from excise.model import EditableModel
 from excise.model.forward import TokenModel, last_logits, pad_id, pad_left, rows_that_fit, run_in_batches
 from excise.model.generate import Response, TextModel
 from excise.model.onset import onset_token
+from excise.model.row_groups import Population
 from excise.progress import Progress, silent
 
 
@@ -65,26 +68,52 @@ class Onset:
 
     def margin(self, model: TokenModel, *, progress: Progress = silent) -> Float[Tensor, " prompt"]:
         """For each row, log-odds that an onset token comes next under the live edit; above 0 it is more likely so."""
-        margins = torch.zeros(len(self.rows))
+        return self.margin_each(model, Population(1), progress=progress)[0]
+
+    def margin_many(
+        self, model: EditableModel, edits: Sequence[Edit], *, progress: Progress = silent
+    ) -> list[Float[Tensor, " prompt"]]:
+        """`margin` under each edit, in shared batches where that can be; the model is left as it was."""
+        return model.measure_each(edits, lambda live: self.margin_each(model, live, progress=progress))
+
+    def margin_each(
+        self, model: TokenModel, population: Population, *, progress: Progress = silent
+    ) -> list[Float[Tensor, " prompt"]]:
+        """`margin` under each edit of a population that is live."""
+        count = len(self.rows)
+        margins = torch.zeros(len(population), count)
         if not self.rows:
-            return margins
+            return list(margins)
         size = self.batch_size or rows_that_fit(model, tokens=max(len(row) for row in self.rows))
+        groups = population.groups(count)
 
         def work(indices: list[int]) -> Tensor:
-            batch = pad_left([self.rows[index] for index in indices], pad_id(model), model.device)
-            return _log_odds(last_logits(model, batch, 1)[:, -1].float(), self.tokens).cpu()
+            batch = pad_left([self.rows[index % count] for index in indices], pad_id(model), model.device)
+            with groups.rows(indices):
+                logits = last_logits(model, batch, 1)[:, -1]
+            return _log_odds(logits.float(), self.tokens).cpu()
 
-        for indices, values in run_in_batches(
-            model, self.rows, work, batch_size=size, progress=progress, label="screening"
-        ):
-            margins[indices] = values
-        return margins
+        rows = self.rows * len(population)
+        for indices, values in run_in_batches(model, rows, work, batch_size=size, progress=progress, label="screening"):
+            margins.view(-1)[indices] = values
+        return list(margins)
 
     def estimated_rate(self, model: TokenModel, *, progress: Progress = silent) -> float:
         """Share of all prompts looked at whose margin is above 0."""
-        if self.total == 0:
-            return 0.0
-        return (self.margin(model, progress=progress) > 0).sum().item() / self.total
+        return self.estimated_rate_each(model, Population(1), progress=progress)[0]
+
+    def estimated_rate_many(
+        self, model: EditableModel, edits: Sequence[Edit], *, progress: Progress = silent
+    ) -> list[float]:
+        """`estimated_rate` under each edit, in shared batches where that can be; the model is left as it was."""
+        return model.measure_each(edits, lambda live: self.estimated_rate_each(model, live, progress=progress))
+
+    def estimated_rate_each(
+        self, model: TokenModel, population: Population, *, progress: Progress = silent
+    ) -> list[float]:
+        """`estimated_rate` under each edit of a population that is live."""
+        margins = self.margin_each(model, population, progress=progress)
+        return [(margin > 0).sum().item() / self.total if self.total else 0.0 for margin in margins]
 
 
 def _log_odds(logits: Float[Tensor, "row vocab"], tokens: Sequence[int]) -> Float[Tensor, " row"]:

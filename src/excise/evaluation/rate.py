@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from excise.behaviors import Behavior
+from excise.edit import Edit
 from excise.evaluation.labels import LABELS, Label, label_response
 from excise.evaluation.statistics import wilson
-from excise.model.generate import Response, TextModel, generate
+from excise.model import EditableModel
+from excise.model.generate import Response, TextModel, generate_from_tokens
+from excise.model.row_groups import Population
 from excise.model.template import ChatTemplate
 from excise.progress import Progress, silent
 
@@ -73,21 +76,75 @@ def behavior_rate(
                 detectors' window has passed; what the rest of that response would have been stays unknown, so fewer
                 responses may be labelled degenerate
     """
-    stop = _decided(behavior, model.template) if stop_early else None
-    responses = generate(
+    return behavior_rate_each(
         model,
         prompts,
-        system=behavior.system,
-        thinking=behavior.thinking,
+        behavior,
+        Population(1),
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        stop_early=stop_early,
+        progress=progress,
+    )[0]
+
+
+def behavior_rate_many(
+    model: EditableModel,
+    prompts: Sequence[str],
+    behavior: Behavior,
+    edits: Sequence[Edit],
+    *,
+    max_tokens: int | None = None,
+    batch_size: int | None = None,
+    stop_early: bool = False,
+    progress: Progress = silent,
+) -> list[RateResult]:
+    """`behavior_rate` under each edit, in shared batches where that can be; the model is left as it was."""
+
+    def work(population: Population) -> list[RateResult]:
+        return behavior_rate_each(
+            model,
+            prompts,
+            behavior,
+            population,
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+            stop_early=stop_early,
+            progress=progress,
+        )
+
+    return model.measure_each(edits, work)
+
+
+def behavior_rate_each(
+    model: TextModel,
+    prompts: Sequence[str],
+    behavior: Behavior,
+    population: Population,
+    *,
+    edits: Sequence[int] | None = None,
+    max_tokens: int | None = None,
+    batch_size: int | None = None,
+    stop_early: bool = False,
+    progress: Progress = silent,
+) -> list[RateResult]:
+    """`behavior_rate` under each edit of a population that is live, or under those numbered in `edits` alone."""
+    count, chosen = len(prompts), range(len(population)) if edits is None else edits
+    encoded = model.template.encode(prompts, system=behavior.system, thinking=behavior.thinking)
+    responses = generate_from_tokens(
+        model,
+        encoded * len(chosen),
         max_tokens=max_tokens or behavior.max_tokens,
         batch_size=batch_size,
-        stop=stop,
+        stop=_decided(behavior, model.template) if stop_early else None,
+        groups=population.groups(count, edits=chosen),
         progress=progress,
     )
     inside = model.template.opens_thinking(thinking=behavior.thinking)
     answers = [answer_of(response.text, model.template, inside=inside) for response in responses]
     labels = tuple(label_response(answer, behavior) for answer in answers)
-    return RateResult(Rate.of(labels), tuple(responses), labels)
+    parts = [slice(place * count, (place + 1) * count) for place in range(len(chosen))]
+    return [RateResult(Rate.of(labels[part]), tuple(responses[part]), labels[part]) for part in parts]
 
 
 def answer_of(text: str, template: ChatTemplate, *, inside: bool = False) -> str:

@@ -15,9 +15,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from excise.behaviors import Behavior
+from excise.edit import Edit
 from excise.errors import PromptError
 from excise.evaluation.statistics import Summary
 from excise.evaluation.storage import TensorStore
+from excise.model import EditableModel
 from excise.model.forward import (
     TokenModel,
     continuation_logits,
@@ -26,6 +28,7 @@ from excise.model.forward import (
     run_in_batches,
 )
 from excise.model.generate import Response, TextModel, generate_from_tokens
+from excise.model.row_groups import Population
 from excise.progress import Progress, silent
 
 
@@ -56,12 +59,17 @@ class Divergence:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Per continuation token, prompt after prompt."""
+    """Per continuation token, row after row."""
 
     kl: Float[Tensor, " token"]
     same_top: Bool[Tensor, " token"]
     loss_base: Float[Tensor, " token"]
     loss_edited: Float[Tensor, " token"]
+
+    def split(self, lengths: Sequence[int]) -> tuple[_Tokens, ...]:
+        """The tokens of each prompt on its own."""
+        columns = (self.kl, self.same_top, self.loss_base, self.loss_edited)
+        return tuple(_Tokens(*parts) for parts in zip(*(each.split(list(lengths)) for each in columns), strict=True))
 
 
 class Reference:
@@ -132,23 +140,42 @@ class Reference:
 
     def compare(self, model: TokenModel, *, progress: Progress = silent) -> Divergence:
         """The divergence with whatever edit is live: one forward pass over prompts and continuations."""
+        return self.compare_each(model, Population(1), progress=progress)[0]
+
+    def compare_many(
+        self, model: EditableModel, edits: Sequence[Edit], *, progress: Progress = silent
+    ) -> list[Divergence]:
+        """The divergence of each edit, measured in shared batches where that can be; the model is left as it was."""
+        return model.measure_each(edits, lambda live: self.compare_each(model, live, progress=progress))
+
+    def compare_each(
+        self, model: TokenModel, population: Population, *, progress: Progress = silent
+    ) -> list[Divergence]:
+        """The divergence of each edit of a population that is live."""
         continuations = [response.tokens for response in self.responses]
+        count = len(self.prompts)
+        groups = population.groups(count)
 
-        def work(indices: list[int]) -> _Tokens:
-            found = continuation_logits(model, self.prompts, continuations, rows=indices)
-            base = torch.cat([self._logits[self._places[index]].to(found.logits.device) for index in indices])
-            return _compare_tokens(base, found.logits[found.mask], found.tokens[found.mask])
+        def work(indices: list[int]) -> tuple[_Tokens, ...]:
+            prompts = [index % count for index in indices]
+            with groups.rows(indices):
+                found = continuation_logits(model, self.prompts, continuations, rows=prompts)
+            base = torch.cat([self._logits[self._places[prompt]].to(found.logits.device) for prompt in prompts])
+            tokens = _compare_tokens(base, found.logits[found.mask], found.tokens[found.mask])
+            return tokens.split([len(continuations[prompt]) for prompt in prompts])
 
-        parts = run_in_batches(
+        by_row: dict[int, _Tokens] = {}
+        for indices, tokens in run_in_batches(
             model,
-            _joined(self.prompts, continuations),
+            _joined(self.prompts, continuations) * len(population),
             work,
             batch_size=self._batch_size,
             progress=progress,
             label="divergence",
-        )
-        order = [index for indices, _ in parts for index in indices]
-        return _summarise([tokens for _, tokens in parts], [len(continuations[index]) for index in order])
+        ):
+            by_row.update(zip(indices, tokens, strict=True))
+        rows = [by_row[index] for index in range(len(groups))]
+        return [_summarise(rows[start : start + count]) for start in range(0, len(rows), count)]
 
 
 def _joined(prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -176,10 +203,10 @@ def _compare_tokens(
     return _Tokens(kl, same, loss_base, loss_edited)
 
 
-def _summarise(parts: Sequence[_Tokens], lengths: Sequence[int]) -> Divergence:
-    by_prompt = torch.cat([part.kl for part in parts]).split(list(lengths))
-    first = torch.stack([kl[0] for kl in by_prompt])
-    sequence = torch.stack([kl.mean() for kl in by_prompt])
-    same = torch.cat([part.same_top for part in parts]).double().mean().item()
-    loss = torch.cat([part.loss_edited.double() - part.loss_base.double() for part in parts]).mean().item()
+def _summarise(rows: Sequence[_Tokens]) -> Divergence:
+    """Of the tokens of each prompt."""
+    first = torch.stack([row.kl[0] for row in rows])
+    sequence = torch.stack([row.kl.mean() for row in rows])
+    same = torch.cat([row.same_top for row in rows]).double().mean().item()
+    loss = torch.cat([row.loss_edited.double() - row.loss_base.double() for row in rows]).mean().item()
     return Divergence(Summary.of(first), Summary.of(sequence), same, exp(min(loss, 700.0)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,10 @@ from excise.model.checkpoint import model_identity
 from excise.model.evidence import Evidence
 from excise.model.generate import generate
 from excise.model.inputs import text_module
+from excise.model.population import Result, measure_each, population, sharing
 from excise.model.precision import is_outline
 from excise.model.proof import Proof, refusal
+from excise.model.row_groups import Population
 from excise.model.survey import Survey, survey
 from excise.model.template import ChatTemplate
 
@@ -159,6 +161,31 @@ class EditableModel:
         if not force:
             edit.identity.check(self.identity)
         return live.applied(self.hf_model, edit)
+
+    def edited_rows(self, edits: Sequence[Edit]) -> AbstractContextManager[Population]:
+        """`with model.edited_rows(edits) as population: …` computes each row of a batch with its own edit.
+
+        `population.groups` says which rows have which. Raises `SharedBatchError` where the edits cannot share a batch
+        (`measure_each` then does one at a time) and `EditMismatchError` for an edit of another model.
+        """
+        return population(self, self._own(edits))
+
+    def sharing(self, edits: Sequence[Edit]) -> list[tuple[int, ...]]:
+        """Which edits can share a batch, as groups of their indices; one that cannot is on its own."""
+        return sharing(self, self._own(edits))
+
+    def measure_each(self, edits: Sequence[Edit], work: Callable[[Population], Sequence[Result]]) -> list[Result]:
+        """What `work` finds for each edit, with as many of them live at once as `sharing` says.
+
+        `work` is given the edits that are live (`Population`) and returns one result for each. The results are those
+        of one edit at a time, to rounding. Raises `EditMismatchError` for an edit of another model.
+        """
+        return measure_each(self, self._own(edits), work)
+
+    def _own(self, edits: Sequence[Edit]) -> Sequence[Edit]:
+        for edit in edits:
+            edit.identity.check(self.identity)
+        return edits
 
     def chat(self, message: str, *, system: str | None = None, max_tokens: int = 256, thinking: bool = False) -> str:
         """The model's greedy answer to one message."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import WeakKeyDictionary
@@ -27,6 +28,7 @@ from excise.model.forward import (
     run_in_batches,
 )
 from excise.model.inputs import accepts, text_module, without_images
+from excise.model.row_groups import RowGroups
 from excise.model.stock import TEXT_EVERY, generate_stock, up_to_end
 from excise.model.template import ChatTemplate
 from excise.progress import Progress, silent
@@ -99,9 +101,13 @@ def generate_from_tokens(
     max_tokens: int,
     batch_size: int | None = None,
     stop: Callable[[str], bool] | None = None,
+    groups: RowGroups | None = None,
     progress: Progress = silent,
 ) -> list[Response]:
-    """`generate` for prompts that are token ids already."""
+    """`generate` for prompts that are token ids already.
+
+    groups  which of several live edits each of `rows` is computed with (`excise.model.population`)
+    """
     if max_tokens < 1:
         raise InputError(f"max_tokens is {max_tokens}", hint="ask for at least one token")
     if not rows:
@@ -109,9 +115,12 @@ def generate_from_tokens(
     size = batch_size or rows_that_fit(model, tokens=max(len(row) for row in rows) + max_tokens)
     ends = end_tokens(model)
     judge = _Judge(model.template, stop)
+    if groups is not None:
+        _settle(model)
 
     def work(indices: list[int]) -> list[list[int]]:
-        return _generate_batch(model, [rows[index] for index in indices], max_tokens, ends, judge)
+        with nullcontext() if groups is None else groups.rows(indices):
+            return _generate_batch(model, [rows[index] for index in indices], max_tokens, ends, judge, groups)
 
     done = run_in_batches(model, rows, work, batch_size=size, progress=progress, label="generating")
     tokens: dict[int, list[int]] = {}
@@ -162,12 +171,12 @@ class _Judge:
 
 
 def _generate_batch(
-    model: TextModel, rows: Rows, max_tokens: int, ends: frozenset[int], judge: _Judge
+    model: TextModel, rows: Rows, max_tokens: int, ends: frozenset[int], judge: _Judge, groups: RowGroups | None
 ) -> list[list[int]]:
     with torch.no_grad():
         if not _rows_can_leave(model):
             return generate_stock(model, rows, max_tokens, ends, judge.ended if judge.reads_text else None)
-        generation = _Generation(model, rows, ends)
+        generation = _Generation(model, rows, ends, groups)
         look = 1 if model.device.type == "cpu" else _LOOK_EVERY_ON_GPU
         for step in range(1, max_tokens + 1):
             read = judge.reads_text and step % TEXT_EVERY == 0
@@ -187,8 +196,9 @@ class _Generation:
     fresh   chosen tokens that the host has not looked at yet, one tensor per step
     """
 
-    def __init__(self, model: TextModel, rows: Rows, ends: frozenset[int]) -> None:
+    def __init__(self, model: TextModel, rows: Rows, ends: frozenset[int], groups: RowGroups | None = None) -> None:
         self.model: Any = text_module(model.hf_model)
+        self.groups = groups
         self.ends = ends
         self.alive = list(range(len(rows)))
         self.tokens: list[list[int]] = [[] for _ in rows]
@@ -242,6 +252,8 @@ class _Generation:
         self.alive = [self.alive[row] for row in rows]
         if not rows:
             return
+        if self.groups is not None:
+            self.groups.keep(rows)
         index = torch.tensor(rows, device=self.last.device)
         self.last = self.last[index]
         self.positions = None if self.positions is None else self.positions[index]
@@ -249,6 +261,13 @@ class _Generation:
         assert self.cache is not None
         # `reorder_cache` selects rows in every kind of cache layer; `batch_select_indices` knows attention only
         self.cache.reorder_cache(cast(LongTensor, index))
+
+
+@torch.no_grad()
+def _settle(model: TextModel) -> None:
+    """Find out how the model behaves before rows are told apart: probes have rows of their own."""
+    padding_is_exact(model)
+    _rows_can_leave(model)
 
 
 def _rows_can_leave(model: TextModel) -> bool:

@@ -1,14 +1,14 @@
 """Applying an edit to a loaded model, reversibly.
 
 Wherever the survey found a module whose output is exactly one write, hooks act on activations: O(hidden) per token, no
-copy of any weight, on any backend (quantised, offloaded). Everything else (a norm-preserving change of a fused expert
-bank, a lone vector, an embedding with column norms) swaps the weight itself for the edited one and puts the original
-tensor back afterwards. Both compute with `excise.edit.operators`.
+copy of any weight, on any backend (quantised, offloaded). Everything else (a mask or a norm-preserving change of a
+fused expert bank, a lone vector, an embedding with column norms) swaps the weight itself for the edited one and puts
+the original tensor back afterwards. Both compute with `excise.edit.operators`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from excise.edit import Change, Edit, LowRank, Projection, SiteEdit, Writer, operators
+from excise.edit import Change, Edit, LowRank, Mask, Projection, SiteEdit, Writer, operators
 from excise.errors import EditError, EditMismatchError
 
 
@@ -30,17 +30,18 @@ def applied(model: nn.Module, edit: Edit, *, exact: bool = False) -> Iterator[No
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for site in edit.sites:
-        _check(site, parameters)
+        check(site, parameters)
     with ExitStack() as stack:
         for site in edit.sites:
-            if _hookable(model, site):
+            if hookable(model, site):
                 _hook(model, site, parameters[site.writer.parameter], stack)
             else:
                 _swap(site, parameters, stack, exact=exact)
         yield
 
 
-def _check(site: SiteEdit, parameters: dict[str, nn.Parameter]) -> None:
+def check(site: SiteEdit, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise `EditMismatchError` unless the model with these parameters has the writer of a site, at its width."""
     writer = site.writer
     parameter = parameters.get(writer.parameter)
     if parameter is None:
@@ -49,22 +50,23 @@ def _check(site: SiteEdit, parameters: dict[str, nn.Parameter]) -> None:
             hint="use the model that the edit was made for",
         )
     for change in site.changes:
-        width = change.directions.shape[-1] if isinstance(change, Projection) else change.left.shape[-2]
         # a quantised weight is stored packed: its shape says nothing
-        if parameter.is_floating_point() and parameter.shape[writer.axis] != width:
+        misfit = change.misfit(parameter.shape, axis=writer.axis) if parameter.is_floating_point() else ""
+        if misfit:
             raise EditMismatchError(
-                f"the edit is for a residual stream of width {width}; {writer.parameter} is {tuple(parameter.shape)}",
+                f"{misfit}; {writer.parameter} is {tuple(parameter.shape)}",
                 hint="use the model that the edit was made for",
             )
 
 
-def _hookable(model: nn.Module, site: SiteEdit) -> bool:
+def hookable(model: nn.Module, site: SiteEdit) -> bool:
+    """Whether all that an edit does to a writer can be done to the activations of the writer's module."""
     writer = site.writer
     if writer.module is None:
         return False
     if all(_is_plain(change) for change in site.changes):
         return True
-    if writer.role == "embedding" or not _is_product(model.get_submodule(writer.module)):
+    if writer.role == "embedding" or not is_product(model.get_submodule(writer.module)):
         return False
     return len(site.changes) == 1 or all(_is_plain(change) or isinstance(change, LowRank) for change in site.changes)
 
@@ -73,7 +75,7 @@ def _is_plain(change: Change) -> bool:
     return isinstance(change, Projection) and change.norm == "none"
 
 
-def _is_product(module: nn.Module) -> bool:
+def is_product(module: nn.Module) -> bool:
     """Whether a module does nothing but multiply its input by its one matrix, so that changing its input will do."""
     matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
     return len(matrices) == 1 and matrices[0].ndim == 2 and next(module.children(), None) is None
@@ -83,6 +85,9 @@ def _hook(model: nn.Module, site: SiteEdit, parameter: nn.Parameter, stack: Exit
     assert site.writer.module is not None
     module = model.get_submodule(site.writer.module)
     projections = [change for change in site.changes if isinstance(change, Projection)]
+    for change in site.changes:
+        if isinstance(change, Mask):
+            stack.callback(module.register_forward_pre_hook(_scale_hook(change.scale)).remove)
     if any(change.norm == "column" for change in projections):
         scale = operators.column_scale(parameter.detach(), projections[0], axis=site.writer.axis)
         stack.callback(module.register_forward_pre_hook(_scale_hook(scale)).remove)
@@ -91,15 +96,14 @@ def _hook(model: nn.Module, site: SiteEdit, parameter: nn.Parameter, stack: Exit
     for change in site.changes:
         if isinstance(change, LowRank):  # after projections, which act on what the base weight writes
             stack.callback(module.register_forward_hook(_low_rank_hook(change)).remove)
-    for head in _tied_heads(model, site.writer):
-        stack.callback(head.register_forward_pre_hook(_input_projection_hook(projections)).remove)
+    for head in tied_heads(site.writer):
+        stack.callback(model.get_submodule(head).register_forward_pre_hook(_input_projection_hook(projections)).remove)
 
 
-def _tied_heads(model: nn.Module, writer: Writer) -> list[nn.Module]:
+def tied_heads(writer: Writer) -> list[str]:
     """The modules that use the same tensor as an output matrix: it changes too, and h·W'ᵀ = (Ph)·Wᵀ."""
-    return [
-        model.get_submodule(name.rpartition(".")[0]) for name in writer.tied if name.rpartition(".")[0] != writer.module
-    ]
+    modules = (name.rpartition(".")[0] for name in writer.tied)
+    return [name for name in modules if name != writer.module]
 
 
 def _projection_hook(projections: list[Projection]) -> Callable[..., Tensor]:
@@ -159,7 +163,7 @@ def _swap(site: SiteEdit, parameters: dict[str, nn.Parameter], stack: ExitStack,
     if weight.is_meta or not weight.is_floating_point():
         raise EditError(
             f"{writer.parameter} is quantised or offloaded, and this change of it needs the weight itself",
-            hint='use norm="none", or load the model unquantised on one device',
+            hint='use projections with norm="none", or load the model unquantised on one device',
         )
     _replace(weight, operators.apply(_base(weight, exact=exact), site.changes, axis=writer.axis), stack)
     if writer.bias is not None:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from excise.edit import Writer
+from excise.model.live import is_product
 from excise.model.survey import Survey
 
 Reads = Literal["input", "output", "projection"]
@@ -54,12 +55,6 @@ def ports_of(model: nn.Module, survey: Survey) -> Ports:
         else:
             found.append(Port(writer, writer.module, _reads(model, writer)))
     return Ports(tuple(found), tuple(left_out))
-
-
-def is_product(module: nn.Module) -> bool:
-    """Whether a module does nothing but multiply its input by its one matrix, so that changing its input will do."""
-    matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
-    return len(matrices) == 1 and matrices[0].ndim == 2 and next(module.children(), None) is None
 
 
 def read_directions(

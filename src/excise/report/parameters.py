@@ -6,8 +6,8 @@ from excise.report import formats
 from excise.report.record import Record
 
 _POSITIONS = {"response": "mean over the response"}
-_KINDS = {"polish": "polished", "closed form": "closed form"}
-_KNOWN = ("kind", "step", "method", "reach", "source", "position", "weight", "preserve")
+_KINDS = ("closed form", "polish", "between")
+_KNOWN = ("kind", "step", "along", "strength", "method", "reach", "source", "position", "weight", "preserve")
 
 
 def position_name(position: str) -> str:
@@ -30,18 +30,32 @@ def parameters_in_words(parameters: Record) -> tuple[str, ...]:
     kind, fields = parameters.text("kind"), parameters.fields()
     if kind not in _KINDS:
         return tuple(f"{name.replace('_', ' ')} {formats.plain(value)}" for name, value in fields.items())
-    weights = [("weight", "target weight")] + [("preserve", "preserving weight")] * (kind == "polish")
+    numbers = [("weight", "target weight")] + [("preserve", "preserving weight")] * (kind == "polish")
+    if parameters.number("strength") != 1.0:
+        numbers = [("strength", "strength"), *numbers]
     return (
-        _KINDS[kind] + _steps(parameters),
+        _edit(kind, parameters),
         _direction(parameters),
-        *(f"{name} {value:.3g}" for key, name in weights if (value := parameters.number(key)) is not None),
+        *(f"{name} {value:.3g}" for key, name in numbers if (value := parameters.number(key)) is not None),
         *(f"{name.replace('_', ' ')} {formats.plain(fields[name])}" for name in fields if name not in _KNOWN),
     )
 
 
-def _steps(parameters: Record) -> str:
-    step = parameters.number("step")
-    return f" for {formats.count(int(step), 'step')}" if step and parameters.text("kind") == "polish" else ""
+def _edit(kind: str, parameters: Record) -> str:
+    """`closed form`, `polished for 45 steps`, `polish, 40% of the way from phase 1 to phase 2`."""
+    step, along = parameters.number("step"), parameters.number("along")
+    if kind == "polish":
+        return f"polished for {formats.count(int(step), 'step')}" if step else "polished"
+    if kind == "between" and along is not None and along >= 0:
+        before, share = divmod(along, 1.0)
+        if share:
+            return f"polish, {formats.percent(share)} of the way from {_phase(before)} to {_phase(before + 1)}"
+        return f"polish, {_phase(before)}" if before else "closed form"
+    return kind if kind == "closed form" else "between phases of the polish"
+
+
+def _phase(number: float) -> str:
+    return f"phase {number:g}" if number else "the closed form"
 
 
 def _direction(parameters: Record) -> str:

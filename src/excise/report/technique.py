@@ -23,15 +23,7 @@ def technique(result: Record) -> str:
     if edited.has_low_rank(result) and projected:
         count = formats.count(projected, "other weight")
         sentences.append(f"In {count} the directions were projected out, whatever is read.")
-    parameters = chosen_parameters(result)
-    if parameters.text("kind") == "polish":
-        steps = parameters.number("step")
-        many = formats.count(int(steps), "gradient step") if steps else "some gradient steps"
-        sentences.append(
-            f"The changes, and nothing else, were then trained for {many} on responses of the model’s own."
-        )
-    elif parameters.text("kind") == "closed form" or not edited.has_low_rank(result):
-        sentences.append("There was no training.")
+    sentences += _training(result)
     sentences.append("There is no custom code: it loads in stock Transformers.")
     return " ".join(sentences)
 
@@ -50,6 +42,17 @@ def _changes(result: Record) -> str:
         f"that depends on what the weight reads: {form}. A was made to respond where the behavior would begin and to "
         "be silent on ordinary prompts, in closed form from statistics of the model’s activations."
     )
+
+
+def _training(result: Record) -> list[str]:
+    """Whether gradients had a part in it; nothing where the result does not say."""
+    parameters = chosen_parameters(result)
+    kind, steps, along = parameters.text("kind"), parameters.number("step"), parameters.number("along")
+    if kind == "polish" or (kind == "between" and along != 0):
+        how = f"for {formats.count(int(steps), 'gradient step')}" if steps else "by gradient descent"
+        return [f"The changes, and nothing else, were then trained {how} on responses of the model’s own."]
+    known = kind in ("closed form", "between") or not edited.has_low_rank(result)
+    return ["There was no training."] if known else []
 
 
 def _is_conditional(result: Record) -> bool:

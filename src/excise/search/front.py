@@ -60,7 +60,13 @@ class Choice:
     reason: str
 
 
-def choose(points: Sequence[Scored], *, max_kl: float | None = None, max_rate: float | None = None) -> Choice:
+def choose(
+    points: Sequence[Scored],
+    *,
+    max_kl: float | None = None,
+    max_rate: float | None = None,
+    preserve: float | None = None,
+) -> Choice:
     """Pick one of at least one points.
 
     Without limits: the smallest sequence KL among the points whose rate is at most 1 %, or at most 0.01 above the
@@ -69,6 +75,8 @@ def choose(points: Sequence[Scored], *, max_kl: float | None = None, max_rate: f
 
     max_kl    only points with a first-token KL of at most this; where there is none, the smallest first-token KL
     max_rate  the smallest sequence KL among points with at most this rate; where there is none, the lowest rate
+    preserve  a dial between removing (0) and preserving (1), among the points within the limits: the smallest
+              (1 − preserve) · rate + preserve · sequence KL, each relative to the largest of those points
     """
     within = [index for index, point in enumerate(points) if max_kl is None or point.kl_first <= max_kl]
     if not within:
@@ -78,6 +86,10 @@ def choose(points: Sequence[Scored], *, max_kl: float | None = None, max_rate: f
     if max_rate is not None and lowest > max_rate:
         index = min(within, key=lambda each: (points[each].rate, points[each].kl_sequence))
         return Choice(index, False, f"no point has a rate of at most {max_rate}: the lowest one was taken")
+    if preserve is not None:
+        return _dialled(
+            points, [each for each in within if max_rate is None or points[each].rate <= max_rate], preserve
+        )
     limit = max(lowest + RATE_TOLERANCE, GOAL_RATE) if max_rate is None else max_rate
     near = [index for index in within if points[index].rate <= limit + 1e-9]
 
@@ -87,6 +99,18 @@ def choose(points: Sequence[Scored], *, max_kl: float | None = None, max_rate: f
 
     reason = f"the smallest sequence KL at a rate of at most {limit:.3g}; below {NEGLIGIBLE_KL} nats the lowest rate"
     return Choice(min(near, key=cost), True, reason)
+
+
+def _dialled(points: Sequence[Scored], within: Sequence[int], preserve: float) -> Choice:
+    most_rate = max(points[index].rate for index in within) or 1.0
+    most_kl = max(points[index].kl_sequence for index in within) or 1.0
+
+    def cost(index: int) -> tuple[float, float, float]:
+        rate, kl = points[index].rate, points[index].kl_sequence
+        return (1 - preserve) * rate / most_rate + preserve * kl / most_kl, rate, kl
+
+    reason = f"the smallest weighted sum of rate ({1 - preserve:.3g}) and sequence KL ({preserve:.3g})"
+    return Choice(min(within, key=cost), True, reason)
 
 
 def spread(indices: Sequence[int], *, most: int) -> list[int]:

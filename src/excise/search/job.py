@@ -34,7 +34,7 @@ def search(
     model: EditableModel,
     behavior: Behavior | str,
     *,
-    method: str = "schedule",
+    method: str = "polish",
     splits: Splits | None = None,
     directions: Directions | None = None,
     seed: int = 0,
@@ -44,6 +44,8 @@ def search(
     directory: str | Path | None = None,
     max_kl: float | None = None,
     max_rate: float | None = None,
+    preserve: float | None = None,
+    seconds: float | None = None,
     max_tokens: int | None = None,
     batch_size: int | None = None,
     progress: Progress = silent,
@@ -62,6 +64,9 @@ def search(
     directory   where the study is kept; None keeps it in memory
     max_kl      wanted: a first-token KL of at most this
     max_rate    wanted: a behavior rate of at most this
+    preserve    a dial: 0 takes the lowest rate of the front, 1 the smallest sequence KL, 0.5 weighs both alike
+    seconds     how long the search may take, in place of `budget`; as its length then depends on the machine, so does
+                its result
     max_tokens  of a response; by default the behavior's own
 
     Raises `InputError` for settings that cannot be, `PromptError`, `BehaviorError`, `ModelError`.
@@ -75,7 +80,7 @@ def search(
             model, behavior, splits=splits, seed=seed, batch_size=batch_size, progress=progress
         )
     goals = (max_kl, max_rate) if how.aims_at_goals else None
-    key = _key(model, behavior, splits, directions, [method, goals, seed, budget, trials, norm, max_tokens])
+    key = _key(model, behavior, splits, directions, [method, goals, seed, budget, trials, seconds, norm, max_tokens])
     task = Task(
         model,
         behavior,
@@ -88,6 +93,8 @@ def search(
         norm=norm,
         max_kl=max_kl,
         max_rate=max_rate,
+        preserve=preserve,
+        seconds=seconds,
         max_tokens=max_tokens,
         batch_size=batch_size,
         progress=progress,
@@ -147,18 +154,19 @@ def _confirm(
     task: Task, chosen: Sequence[Trial], edits: Sequence[Edit], objective: Callable[[], BehaviorObjective]
 ) -> list[Measured]:
     """Measure trials on the select split; what an earlier call measured is remembered."""
-    confirmed: list[Measured] = []
-    unseen: BehaviorObjective | None = None
-    for number, (trial, edit) in enumerate(zip(chosen, edits, strict=True)):
-        task.progress("confirming the front", number, len(chosen), "points")
-        known = task.study.note(f"select {trial.index}")
-        if known is None:
-            unseen = unseen or objective()
-            known = vars(unseen(edit))
-            task.study.remember(f"select {trial.index}", known)
-        confirmed.append(Measured(**known))
+    names = [f"select {trial.index}" for trial in chosen]
+    if any(task.study.note(name) is None for name in names):
+        unseen = objective()
+        for start in range(0, len(chosen), unseen.at_once):
+            task.progress("confirming the front", start, len(chosen), "points")
+            some = slice(start, start + unseen.at_once)
+            missing = [name for name in names[some] if task.study.note(name) is None]
+            measured = unseen.many(edits[some]) if missing else []
+            for name, each in zip(names[some], measured, strict=bool(missing)):
+                if name in missing:
+                    task.study.remember(name, vars(each))
     task.progress("confirming the front", len(chosen), len(chosen), "points")
-    return confirmed
+    return [Measured(**task.study.note(name)) for name in names]
 
 
 def _provenance(task: Task, method: Method) -> dict[str, Any]:
@@ -198,7 +206,7 @@ def _point(trial: Trial, select: Measured, edit: Edit, provenance: Mapping[str, 
 
 
 def _result(points: list[FrontPoint], task: Task, method: Method) -> SearchResult:
-    choice = choose(points, max_kl=task.max_kl, max_rate=task.max_rate)
+    choice = choose(points, max_kl=task.max_kl, max_rate=task.max_rate, preserve=task.preserve)
     taken = points[choice.index]
     on_front = non_dominated([(point.rate, point.kl_sequence) for point in points])
     kept = {choice.index, *on_front}

@@ -122,6 +122,7 @@ def answers(
     lessons: Lessons,
     edits: Sequence[Edit],
     *,
+    known: Sequence[Exchange] = (),
     max_tokens: int | None = None,
     batch_size: int | None = None,
     progress: Progress = silent,
@@ -129,8 +130,10 @@ def answers(
     """Responses without the behavior, where some edit gets one: of the first edit whose response is labelled "comply".
 
     edits  the one that changes least first
+    known  answers from before; those prompts are not asked again
     """
-    found: dict[int, Exchange] = {}
+    places = {each.prompt: index for index, each in enumerate(lessons.target)}
+    found = {places[each.prompt]: each for each in known}
     for edit in edits:
         open_still = [index for index in range(len(lessons.names)) if index not in found]
         if not open_still:

@@ -23,24 +23,30 @@ from excise.model.forward import TokenModel, continuation_logits, last_logits, p
 ONSET_MARGIN = 2.0
 
 
-def answer_loss(model: TokenModel, rows: Sequence[Exchange], *, window: int) -> Float[Tensor, " row"]:
-    """Cross-entropy of each row's last `window` response tokens."""
+def answer_loss(
+    model: TokenModel, rows: Sequence[Exchange], *, window: int, onset: Onset | None = None
+) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"] | None]:
+    """Cross-entropy of each row's last `window` response tokens.
+
+    onset  where given, also how far the behavior is from being unlikely as the first of those tokens, in the same pass
+    """
     prompts = [(*row.prompt, *row.response[:-window]) for row in rows]
     found = continuation_logits(model, prompts, [row.response[-window:] for row in rows], gradients=True)
     mask = found.mask.to(found.logits.device)
     chosen = found.tokens.to(found.logits.device)[..., None]
     logits = found.logits.float()
     surprise = logits.logsumexp(dim=-1) - logits.gather(-1, chosen)[..., 0]
-    return (surprise * mask).sum(dim=-1) / mask.sum(dim=-1)
+    answer = (surprise * mask).sum(dim=-1) / mask.sum(dim=-1)
+    if onset is None:
+        return answer, None
+    first = found.mask.int().argmax(dim=-1).to(logits.device)
+    return answer, _likely(logits[torch.arange(len(first), device=logits.device), first], onset.tokens)
 
 
 def onset_loss(model: TokenModel, onset: Onset, indices: Sequence[int]) -> Float[Tensor, " row"]:
     """How far the behavior is from being unlikely where the base model would begin it."""
     batch = pad_left([onset.rows[index] for index in indices], pad_id(model), model.device)
-    logits = last_logits(model, batch, 1, gradients=True)[:, -1].float()
-    tokens = torch.tensor(onset.tokens, device=logits.device)
-    rest = logits.index_fill(1, tokens, -torch.inf)
-    return softplus(logits[:, tokens].logsumexp(dim=-1) - rest.logsumexp(dim=-1) + ONSET_MARGIN)
+    return _likely(last_logits(model, batch, 1, gradients=True)[:, -1].float(), onset.tokens)
 
 
 def divergences(
@@ -59,3 +65,9 @@ def divergences(
         first.append(by_token[0])
         sequence.append(by_token.mean())
     return torch.stack(first), torch.stack(sequence)
+
+
+def _likely(logits: Float[Tensor, "row vocab"], tokens: Sequence[int]) -> Float[Tensor, " row"]:
+    index = torch.tensor(tokens, device=logits.device)
+    rest = logits.index_fill(1, index, -torch.inf)
+    return softplus(logits[:, index].logsumexp(dim=-1) - rest.logsumexp(dim=-1) + ONSET_MARGIN)

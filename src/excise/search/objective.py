@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isfinite
 
 from excise.behaviors import Behavior, PromptSet
 from excise.edit import Edit
-from excise.evaluation import Onset, Reference, behavior_rate
+from excise.evaluation import Onset, Reference, behavior_rate, behavior_rate_each
 from excise.model import EditableModel
+from excise.model.population import favourable_count
+from excise.model.row_groups import Population
 from excise.progress import Progress, silent
 from excise.search.trial import UNLIMITED, Limits, Measured
 
@@ -24,6 +28,7 @@ class BehaviorObjective:
     reference  what the base model does on its baseline prompts
     onset      where the base model begins to show the behavior on its target prompts; None: no screening by it
     base_rate  how often the base model shows it there; None where it was not measured
+    at_once    how many edits it is best given at a time (`many`)
     """
 
     model: EditableModel
@@ -34,6 +39,7 @@ class BehaviorObjective:
     base_rate: float | None
     max_tokens: int | None = None
     batch_size: int | None = None
+    at_once: int = 1
 
     @classmethod
     def measure_base(
@@ -65,29 +71,24 @@ class BehaviorObjective:
             )
             base_rate = base.rate.value
             onset = Onset.measure(model, prompts.target, behavior, base.responses, batch_size=batch_size)
-        return cls(model, behavior, prompts, reference, onset, base_rate, max_tokens, batch_size)
+        at_once = favourable_count(model.device)
+        return cls(model, behavior, prompts, reference, onset, base_rate, max_tokens, batch_size, at_once)
 
     def __call__(self, edit: Edit, limits: Limits = UNLIMITED) -> Measured:
         """Measure an edit; nothing is generated where its KL or its estimated rate exceeds the limits."""
-        with self.model.edited(edit):
-            divergence = self.reference.compare(self.model)
-            estimate = None if self.onset is None else self.onset.estimated_rate(self.model)
-            reason = self._screen(divergence.sequence.mean, estimate, limits)
-            screened = reason != ""
-            rate = estimate if screened and estimate is not None else self._rate()
-        return Measured(
-            rate=rate,
-            kl_first=_finite(divergence.first.mean),
-            kl_sequence=_finite(divergence.sequence.mean),
-            prompts=len(self.prompts.target),
-            estimate=estimate,
-            screened=screened,
-            reason=reason,
-        )
+        return self.many([edit], limits)[0]
+
+    def many(self, edits: Sequence[Edit], limits: Limits = UNLIMITED) -> list[Measured]:
+        """Measure each edit, in shared batches where that can be; the same as one at a time, to rounding."""
+        return self.model.measure_each(edits, partial(self._measure, limits))
 
     def prefill(self, edit: Edit) -> Measured:
         """Measure an edit without generating: the rate is an estimate, as of a screened trial."""
-        return self(edit, Limits(kl=-1.0, onset=0.0))
+        return self.prefill_many([edit])[0]
+
+    def prefill_many(self, edits: Sequence[Edit]) -> list[Measured]:
+        """`prefill` for each edit, in shared batches where that can be."""
+        return self.many(edits, Limits(kl=-1.0, onset=0.0))
 
     def sample(self, *, targets: int, baselines: int, tokens: int) -> BehaviorObjective:
         """The same on fewer prompts and shorter continuations, for rough comparisons by `prefill`."""
@@ -106,6 +107,30 @@ class BehaviorObjective:
         )
         return replace(self, prompts=prompts, onset=onset, reference=reference)
 
+    def _measure(self, limits: Limits, live: Population) -> list[Measured]:
+        """Measure the edits that are live; responses are generated for those that are not given up before."""
+        divergences = self.reference.compare_each(self.model, live)
+        estimates: list[float | None] = [None] * len(live)
+        if self.onset is not None:
+            estimates = list(self.onset.estimated_rate_each(self.model, live))
+        reasons = [
+            self._screen(divergence.sequence.mean, estimate, limits)
+            for divergence, estimate in zip(divergences, estimates, strict=True)
+        ]
+        rates = self._rates(live, [edit for edit, reason in enumerate(reasons) if not reason])
+        return [
+            Measured(
+                rate=rates.get(edit, estimate or 0.0),
+                kl_first=_finite(divergence.first.mean),
+                kl_sequence=_finite(divergence.sequence.mean),
+                prompts=len(self.prompts.target),
+                estimate=estimate,
+                screened=reason != "",
+                reason=reason,
+            )
+            for edit, (divergence, estimate, reason) in enumerate(zip(divergences, estimates, reasons, strict=True))
+        ]
+
     def _screen(self, kl: float, estimate: float | None, limits: Limits) -> str:
         if estimate is None:
             return ""
@@ -117,16 +142,21 @@ class BehaviorObjective:
             return "another trial is better in both"
         return ""
 
-    def _rate(self) -> float:
-        result = behavior_rate(
+    def _rates(self, live: Population, edits: Sequence[int]) -> dict[int, float]:
+        """The rates of some of the edits that are live, by their numbers."""
+        if not edits:
+            return {}
+        results = behavior_rate_each(
             self.model,
             self.prompts.target,
             self.behavior,
+            live,
+            edits=edits,
             max_tokens=self.max_tokens,
             batch_size=self.batch_size,
             stop_early=True,
         )
-        return result.rate.value
+        return {edit: result.rate.value for edit, result in zip(edits, results, strict=True)}
 
 
 def _finite(kl: float) -> float:

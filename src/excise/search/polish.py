@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -40,15 +41,23 @@ LARGEST_CHANGE = 0.3
 TAIL_SHARE = 1 / 6
 """Share of baseline rows that the tail of the divergence is."""
 
-_RECENT, _SEEN = 10, 120
+UNLIKELY = 0.4
+"""An onset loss below which the behavior counts as gone from the fit split: it begins one time in twenty."""
+
+_RECENT, _SETTLED, _SEEN = 10, 4, 120
+_FEWEST = 4
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Some steps at one weight of preserving."""
+    """Some steps at one weight of preserving.
+
+    most  where the behavior is still likely after `steps`, go on up to so many
+    """
 
     preserve: float
     steps: int
+    most: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,15 +89,24 @@ class Snapshot:
 
     step        how many
     preserve    κ of the phase that it ends
-    answer, first, sequence  means of the last steps' losses on the fit split
+    onset, first, sequence  means of the last steps' losses on the fit split
     """
 
     step: int
     preserve: float
     edit: Edit
-    answer: float
+    onset: float
     first: float
     sequence: float
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where a phase ended."""
+
+    step: int
+    factors: dict[str, Tensor]
+    means: list[float]
 
 
 class Polish:
@@ -96,6 +114,7 @@ class Polish:
 
     answers     responses without the behavior
     checkpoint  a file that the state is kept in after every step; None keeps it nowhere
+    deadlines   for each phase the clock (`time.monotonic`) at which it ends, whatever its steps; None: by its steps
     micro       rows in one pass: fewer need less memory, and give the same step
     """
 
@@ -108,6 +127,7 @@ class Polish:
         recipe: Recipe,
         *,
         seed: int = 0,
+        deadlines: Sequence[float] | None = None,
         micro: int = 12,
         recompute: bool = False,
         checkpoint: Path | None = None,
@@ -119,6 +139,7 @@ class Polish:
         self.answers = list(answers)
         self.recipe = recipe
         self.seed = seed
+        self.deadlines = deadlines
         self.micro = micro
         self.recompute = recompute
         self.progress = progress
@@ -126,74 +147,110 @@ class Polish:
         self._file = checkpoint
         self._recent: list[list[float]] = []
         self._seen: list[float] = []
-        self._ends: dict[int, tuple[dict[str, Tensor], list[float]]] = {}
+        self._ends: list[_End] = []
         self._optimizer = _optimizer(factors, recipe)
         self._limits = _limits(factors)
         self._load()
 
     def run(self) -> Iterator[Snapshot]:
         """A snapshot at the end of each phase; what an earlier call did is given again without being done again."""
-        end = 0
         with ExitStack() as stack:
             stack.enter_context(_frozen(self.model.hf_model))
             if self.recompute:
                 stack.enter_context(_recomputed(self.model.layers))
-            for phase in self.recipe.phases:
-                end += phase.steps
-                while self.step < end:
-                    self.progress("polishing", self.step, self.recipe.steps, "steps")
+            for number, phase in enumerate(self.recipe.phases):
+                begun = self._ends[-1].step if self._ends else 0
+                while number == len(self._ends):
+                    self.progress("polishing", self.step, max(self.step, self.recipe.steps), "steps")
                     self._advance(phase)
-                    self._save(end_of_phase=self.step == end)
-                yield self._snapshot(end, phase)
-        self.progress("polishing", self.step, self.recipe.steps, "steps")
+                    if self._is_over(number, self.step - begun):
+                        self._ends.append(self._end())
+                    self._save()
+                yield self._snapshot(number, phase)
+        self.progress("polishing", self.step, self.step, "steps")
 
     def _advance(self, phase: Phase) -> None:
-        rows, lessons, model = self.recipe.rows, self.lessons, self.model
-        answers, onsets = self.answers, lessons.onset.rows
-        learned = self._descend(
-            self._draw([len(row.prompt) + len(row.response) for row in answers], rows, "answers"),
-            lambda indices: answer_loss(model, [answers[index] for index in indices], window=WINDOW),
-        )
-        self._descend(
-            self._draw([len(row) for row in onsets], rows, "onsets"),
-            lambda indices: onset_loss(model, lessons.onset, indices),
-        )
+        begun = self._remove()
         found: list[tuple[float, float]] = []
         threshold = self._tail_begins()
 
         def preserved(indices: list[int]) -> Tensor:
-            first, sequence = divergences(model, lessons.reference, indices)
+            first, sequence = divergences(self.model, self.lessons.reference, indices)
             found.extend(zip(first.tolist(), sequence.tolist(), strict=True))
             both = first + sequence
             return phase.preserve * (both + self.recipe.tail / TAIL_SHARE * (both - threshold).clamp(min=0.0))
 
-        self._descend(
-            self._draw([len(row.prompt) + len(row.response) for row in lessons.baseline], rows, "baseline"), preserved
-        )
+        lengths = [len(row.prompt) + len(row.response) for row in self.lessons.baseline]
+        self._descend(self._draw(lengths, self.recipe.rows, "baseline"), preserved)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         _cap(self.factors, self._limits)
         self._seen = [*self._seen, *(sum(both) for both in found)][-_SEEN:]
         first, sequence = (sum(column) / len(found) for column in zip(*found, strict=True))
-        self._recent = [*self._recent, [learned, first, sequence]][-_RECENT:]
+        self._recent = [*self._recent, [begun, first, sequence]][-_RECENT:]
         self.step += 1
 
-    def _snapshot(self, end: int, phase: Phase) -> Snapshot:
-        now, (factors, means) = self.factors.state(), self._ends[end]
-        now = {name: tensor.clone() for name, tensor in now.items()}
-        self.factors.restore(factors)
-        snapshot = Snapshot(end, phase.preserve, self.factors.edit(), *means)
+    def _remove(self) -> float:
+        """Descend on answers and onsets; returns the mean loss of the latter.
+
+        Where an answer begins at the very place where the behavior would, one pass serves both.
+        """
+        model, lessons, answers = self.model, self.lessons, self.answers
+        places = {row.prompt: index for index, row in enumerate(lessons.target)}
+        both = {places[row.prompt] for row in answers if row.focus == lessons.target[places[row.prompt]].focus == 0}
+        alone = [index for index in range(len(lessons.target)) if index not in both]
+        likely: list[float] = []
+
+        def answered(indices: list[int]) -> Tensor:
+            chosen = [answers[index] for index in indices]
+            at_once = [places[row.prompt] in both for row in chosen]
+            loss, onset = answer_loss(model, chosen, window=WINDOW, onset=lessons.onset if any(at_once) else None)
+            if onset is None:
+                return loss
+            counted = onset[torch.tensor(at_once, device=onset.device)]
+            likely.extend(counted.tolist())
+            return torch.cat([loss, counted])
+
+        def begun(indices: list[int]) -> Tensor:
+            loss = onset_loss(model, lessons.onset, [alone[index] for index in indices])
+            likely.extend(loss.tolist())
+            return loss
+
+        rows = self.recipe.rows
+        self._descend(self._draw([len(row.prompt) + len(row.response) for row in answers], rows, "answers"), answered)
+        share = -(-rows * len(alone) // len(lessons.target))  # as often as the others
+        self._descend(self._draw([len(lessons.onset.rows[index]) for index in alone], share, "onsets"), begun, rows)
+        return sum(likely) / len(likely)
+
+    def _is_over(self, number: int, steps: int) -> bool:
+        phase = self.recipe.phases[number]
+        if self.deadlines is not None:
+            return steps >= _FEWEST and time.monotonic() >= self.deadlines[number]
+        if steps < phase.steps:
+            return False
+        onset = sum(losses[0] for losses in self._recent[-_SETTLED:]) / _SETTLED
+        return onset <= UNLIKELY or steps >= phase.most
+
+    def _end(self) -> _End:
+        means = [sum(column) / len(column) for column in zip(*self._recent, strict=True)]
+        return _End(self.step, {name: tensor.clone() for name, tensor in self.factors.state().items()}, means)
+
+    def _snapshot(self, number: int, phase: Phase) -> Snapshot:
+        now = {name: tensor.clone() for name, tensor in self.factors.state().items()}
+        end = self._ends[number]
+        self.factors.restore(end.factors)
+        snapshot = Snapshot(end.step, phase.preserve, self.factors.edit(), *end.means)
         self.factors.restore(now)
         return snapshot
 
-    def _descend(self, groups: list[list[int]], loss: Callable[[list[int]], Tensor]) -> float:
-        """Add the gradient of the mean loss over all rows; returns that mean."""
-        total = sum(len(group) for group in groups)
+    def _descend(self, groups: list[list[int]], loss: Callable[[list[int]], Tensor], total: int | None = None) -> float:
+        """Add the gradient of the mean loss over all rows (or of its sum over `total`); returns that."""
+        total = total or sum(len(group) for group in groups)
         value = 0.0
         for group in groups:
-            with self.factors.live():
+            with self.factors.live():  # also while activations are computed again
                 mean = loss(group).sum() / total
-            mean.backward()
+                mean.backward()
             value += float(mean.detach())
         return value
 
@@ -208,6 +265,9 @@ class Polish:
 
         A pure function of the seed and the step, so that a polish goes on as if it had never been stopped.
         """
+        rows = min(rows, len(lengths))
+        if rows == 0:
+            return []
         order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
         rounds, place = divmod(self.step * rows, max(len(order), 1))
         generator = random.Random(f"{self.seed}/{kind}/{rounds}")
@@ -219,14 +279,11 @@ class Polish:
         groups = batches_by_length([range(lengths[index]) for index in chosen], batch_size=self.micro, equal=equal)
         return [[chosen[place] for place in group] for group in groups]
 
-    def _save(self, *, end_of_phase: bool) -> None:
-        if end_of_phase:
-            means = [sum(column) / len(column) for column in zip(*self._recent, strict=True)]
-            self._ends[self.step] = {name: tensor.clone() for name, tensor in self.factors.state().items()}, means
+    def _save(self) -> None:
         if self._file is None:
             return
         state = {
-            "ends": self._ends,
+            "ends": [vars(end) for end in self._ends],
             "step": self.step,
             "factors": self.factors.state(),
             "optimizer": self._optimizer.state_dict(),
@@ -248,7 +305,7 @@ class Polish:
         self.factors.restore(state["factors"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step, self._recent, self._seen = state["step"], state["recent"], state["seen"]
-        self._ends = state["ends"]
+        self._ends = [_End(**end) for end in state["ends"]]
 
 
 def _optimizer(factors: Factors, recipe: Recipe) -> torch.optim.Optimizer:

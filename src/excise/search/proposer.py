@@ -35,8 +35,11 @@ _LIGHTER_SHARE = 0.5
 class Proposer(Protocol):
     """Proposes candidates."""
 
-    def propose(self, history: Sequence[Trial]) -> Parameters:
-        """The parameters of the next trial; the same history always gives the same ones."""
+    def propose(self, history: Sequence[Trial], pending: Sequence[Parameters] = ()) -> Parameters:
+        """The parameters of the next trial; the same history always gives the same ones.
+
+        pending  what was proposed after `history` already, and is not measured yet
+        """
 
 
 class TreeProposer:
@@ -52,27 +55,32 @@ class TreeProposer:
         self.trials = trials
         self.warm = warm_starts(space, sources or [space.plain()])
 
-    def propose(self, history: Sequence[Trial]) -> Parameters:
-        """The parameters of trial number `len(history)`."""
-        index = len(history)
+    def propose(self, history: Sequence[Trial], pending: Sequence[Parameters] = ()) -> Parameters:
+        """The parameters of the trial after `history` and `pending`, as far as possible none that were tried.
+
+        What is pending counts as a failure until it is measured (a constant liar, Ginsbourger et al. 2010), so that the
+        proposals of one batch keep away from each other.
+        """
+        index = len(history) + len(pending)
         if index < min(len(self.warm), max(1, self.trials // 2)):
             return self.warm[index]
         last = index >= self.trials - max(1, round(_REFINED_SHARE * self.trials))
         if last or index % 2:
-            return self._step(history, index, last=last)
-        return self._tree(history, index)
+            return self._step(history, pending, last=last)
+        return self._tree(history, pending)
 
-    def _step(self, history: Sequence[Trial], index: int, *, last: bool) -> Parameters:
+    def _step(self, history: Sequence[Trial], pending: Sequence[Parameters], *, last: bool) -> Parameters:
+        index = len(history) + len(pending)
         generator = random.Random(f"{self.seed}/{index}")
         front = front_of(history)
         if not front:
-            return self._tree(history, index)
+            return self._tree(history, pending)
         if last:
             leading = leaders(history)[:_LEADERS]
             parent = leading[index % len(leading)]
         else:
             parent = generator.choice([trial for trial in front if trial.measured.rate <= _USEFUL_RATE] or front)
-        tried = {_key(trial.parameters) for trial in history}
+        tried = {_key(parameters) for parameters in (*(trial.parameters for trial in history), *pending)}
         for _ in range(_TRIES):
             move = self.space.lighter if generator.random() < _LIGHTER_SHARE else self.space.neighbour
             values = move(parent.parameters, generator)
@@ -80,15 +88,21 @@ class TreeProposer:
                 break
         return values
 
-    def _tree(self, history: Sequence[Trial], index: int) -> Parameters:
-        sampler = optuna.samplers.TPESampler(
-            seed=(self.seed * 1_000_003 + index) % 2**32, multivariate=True, n_startup_trials=0, n_ei_candidates=32
-        )
-        with quiet():
-            study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
-            study.add_trials([frozen(trial, self.space.distributions) for trial in history])
-            asked = study.ask(dict(self.space.distributions))
-        return self.space.inside(asked.params)
+    def _tree(self, history: Sequence[Trial], pending: Sequence[Parameters]) -> Parameters:
+        index = len(history) + len(pending)
+        told = [*history, *_failures(pending, history)]
+        taken = {_key(parameters) for parameters in pending}
+        for attempt in range(_TRIES):
+            seed = (self.seed * 1_000_003 + index + attempt * 7_919) % 2**32
+            sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=0, n_ei_candidates=32)
+            with quiet():
+                study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+                study.add_trials([frozen(trial, self.space.distributions) for trial in told])
+                asked = study.ask(dict(self.space.distributions))
+            values = self.space.inside(asked.params)
+            if _key(values) not in taken:
+                break
+        return values
 
 
 def warm_starts(space: Space, sources: Sequence[Parameters]) -> list[Parameters]:
@@ -142,6 +156,17 @@ def leaders(history: Sequence[Trial]) -> list[Trial]:
     return list(kinds.values())
 
 
+def _failures(pending: Sequence[Parameters], history: Sequence[Trial]) -> list[Trial]:
+    """Trials that are under way, as if they had come out as badly as any so far."""
+    known = [trial.measured for trial in history]
+    worst = Measured(
+        rate=max((each.rate for each in known), default=1.0),
+        kl_first=max((each.kl_first for each in known), default=KL_MOST),
+        kl_sequence=max((each.kl_sequence for each in known), default=KL_MOST),
+    )
+    return [Trial(len(history) + place, parameters, worst, 0.0) for place, parameters in enumerate(pending)]
+
+
 def objectives(measured: Measured) -> tuple[float, float]:
     """What the study minimises: the rate, and log₁₀(sequence KL + 0.001), so that factors count alike."""
     return measured.rate, log10(min(max(measured.kl_sequence, 0.0), KL_MOST) + KL_FLOOR)
@@ -153,7 +178,7 @@ def frozen(trial: Trial, distributions: Mapping[str, BaseDistribution]) -> Froze
     return optuna.trial.create_trial(
         state=TrialState.COMPLETE,
         params=dict(trial.parameters),
-        distributions=dict(distributions),
+        distributions={name: distributions[name] for name in trial.parameters},
         values=list(objectives(measured)),
         user_attrs={"index": trial.index, "seconds": trial.seconds, "measured": vars(measured)},
     )

@@ -25,6 +25,7 @@ KL_CEILING = 1.5
 KL_NEGLIGIBLE = 0.02
 ONSET_LIMIT = 0.8
 _FILE = "study.db"
+_BATCH = "trials per batch"
 
 
 @runtime_checkable
@@ -33,6 +34,18 @@ class Objective(Protocol):
 
     def __call__(self, edit: Edit, limits: Limits) -> Measured:
         """What the edit does; it may be given up before generation where it exceeds `limits`."""
+
+
+@runtime_checkable
+class BatchObjective(Objective, Protocol):
+    """Measures several candidates in less time than one after the other."""
+
+    @property
+    def at_once(self) -> int:
+        """How many candidates it is best given at a time."""
+
+    def many(self, edits: Sequence[Edit], limits: Limits) -> list[Measured]:
+        """What each edit does, as if measured on its own."""
 
 
 class Study:
@@ -130,15 +143,49 @@ def run_study(
     trials: int,
     progress: Progress = silent,
 ) -> None:
-    """Add trials until there are `trials`."""
+    """Add trials until there are `trials`.
+
+    They are proposed and measured in batches, of a size that the study keeps from its beginning, wherever it is gone on
+    with. What a batch holds depends on the batches before it alone, so one that was interrupted is measured again as a
+    whole, and only what is missing is added.
+    """
+    at_once = _at_once(study, objective)
     progress("search", len(study.trials), trials, "trials")
     while len(study.trials) < trials:
         started = time.monotonic()
-        parameters = proposer.propose(study.trials)
-        measured = objective(edit(parameters), limits_after(study.trials))
-        index = len(study.trials)
-        study.append(Trial(index, parameters, measured, round(time.monotonic() - started, 3)), distributions)
-        progress("search", index + 1, trials, "trials")
+        begin = len(study.trials) // at_once * at_once
+        history = study.trials[:begin]
+        batch = _propose(proposer, history, min(at_once, trials - begin))
+        measured = _measure(objective, [edit(parameters) for parameters in batch], limits_after(history))
+        seconds = round((time.monotonic() - started) / len(batch), 3)
+        for index in range(len(study.trials), begin + len(batch)):
+            place = index - begin
+            study.append(Trial(index, batch[place], measured[place], seconds), distributions)
+            progress("search", index + 1, trials, "trials")
+
+
+def _at_once(study: Study, objective: Objective) -> int:
+    """How many trials a batch has. What is proposed depends on it, so a study that was begun keeps its own."""
+    known = study.note(_BATCH)
+    if known is None:
+        begun = bool(study.trials)
+        known = objective.at_once if isinstance(objective, BatchObjective) and not begun else 1
+        if known > 1:
+            study.remember(_BATCH, known)
+    return int(known)
+
+
+def _propose(proposer: Proposer, history: Sequence[Trial], count: int) -> list[Parameters]:
+    batch: list[Parameters] = []
+    while len(batch) < count:
+        batch.append(proposer.propose(history, batch))
+    return batch
+
+
+def _measure(objective: Objective, edits: Sequence[Edit], limits: Limits) -> list[Measured]:
+    if isinstance(objective, BatchObjective):
+        return objective.many(edits, limits)
+    return [objective(edit, limits) for edit in edits]
 
 
 def limits_after(history: Sequence[Trial]) -> Limits:

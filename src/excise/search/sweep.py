@@ -7,7 +7,7 @@ the prompts. As in Arditi et al. (2024) what counts is what the ablation does, b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from excise.edit import Edit
@@ -44,19 +44,26 @@ def candidates(space: Space) -> list[Parameters]:
 
 
 def sweep(
-    space: Space, prefill: Callable[[Edit], Measured], *, base_rate: float, progress: Progress = silent
+    space: Space,
+    prefill: Callable[[Sequence[Edit]], Sequence[Measured]],
+    *,
+    base_rate: float,
+    at_once: int = 1,
+    progress: Progress = silent,
 ) -> list[Swept]:
     """Try every candidate; the best first.
 
-    prefill    measures an edit without generating
+    prefill    measures edits without generating
     base_rate  how often the base model shows the behavior, above 0
+    at_once    how many edits `prefill` is given at a time
     """
-    tried = []
+    tried: list[Swept] = []
     wanted = candidates(space)
-    for number, parameters in enumerate(wanted):
-        progress("trying directions", number, len(wanted), "directions")
-        measured = prefill(space.edit(parameters))
-        tried.append(Swept(parameters, measured.rate / base_rate + measured.kl_sequence))
+    while len(tried) < len(wanted):
+        progress("trying directions", len(tried), len(wanted), "directions")
+        some = wanted[len(tried) : len(tried) + at_once]
+        for parameters, measured in zip(some, prefill([space.edit(each) for each in some]), strict=True):
+            tried.append(Swept(parameters, measured.rate / base_rate + measured.kl_sequence))
     progress("trying directions", len(wanted), len(wanted), "directions")
     return sorted(tried, key=lambda each: each.score)
 

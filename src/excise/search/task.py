@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from optuna.distributions import BaseDistribution
+
 from excise.behaviors import Behavior, PromptSet, Splits
 from excise.directions import Directions
-from excise.edit import Norm
+from excise.edit import Edit, Norm
 from excise.model import EditableModel
 from excise.progress import Progress, silent
 from excise.search.objective import BehaviorObjective
 from excise.search.study import Study
+from excise.search.trial import UNLIMITED, Limits, Parameters, Trial
 
 Budget = Literal["quick", "standard", "thorough"]
 
@@ -31,6 +35,8 @@ class Task:
     norm        of the edits; None leaves it to the method
     study       where trials go
     max_kl, max_rate  goals; only a method that says so (`Method.aims_at_goals`) may let its trials depend on them
+    preserve    the dial between removing (0) and preserving (1); None: the front's own rule
+    seconds     how long the search may take, in place of the budget; only some methods can promise that
     max_tokens  of a response; None: the behavior's own
     """
 
@@ -45,6 +51,8 @@ class Task:
     norm: Norm | None = None
     max_kl: float | None = None
     max_rate: float | None = None
+    preserve: float | None = None
+    seconds: float | None = None
     max_tokens: int | None = None
     batch_size: int | None = None
     progress: Progress = silent
@@ -70,6 +78,27 @@ class Task:
             batch_size=self.batch_size,
             progress=self.progress,
         )
+
+    def add_trial(
+        self,
+        parameters: Parameters,
+        edit: Edit,
+        distributions: Mapping[str, BaseDistribution],
+        *,
+        limits: Limits = UNLIMITED,
+        keep: bool = False,
+    ) -> Trial:
+        """Measure an edit on the tune split and add it to the study as the next trial.
+
+        distributions  that its parameters lie in
+        limits         when to give it up before generation; by default it is measured in full
+        keep           whether the edit itself is kept: where its parameters do not say what it is
+        """
+        started = time.monotonic()
+        measured = self.tune(edit, limits)
+        trial = Trial(len(self.study.trials), parameters, measured, round(time.monotonic() - started, 3))
+        self.study.append(trial, distributions, edit if keep else None)
+        return trial
 
     def state(self, fact: str) -> None:
         """Keep a sentence that users must read (what was left out, which fall-back was taken) with the study, once."""

@@ -1,6 +1,17 @@
 """The methods of the search, one per file: which edits are tried, and in which order."""
 
-from excise.search.methods import polish, schedule
+from excise.search.methods import arditi, kernel, matrix_fit, mean_difference, polish, schedule
 from excise.search.methods.registry import Method, known_methods, method_named, register
 
-__all__ = ["Method", "known_methods", "method_named", "polish", "register", "schedule"]
+__all__ = [
+    "Method",
+    "arditi",
+    "kernel",
+    "known_methods",
+    "matrix_fit",
+    "mean_difference",
+    "method_named",
+    "polish",
+    "register",
+    "schedule",
+]

@@ -5,7 +5,9 @@
     3  statistics of what every writer reads, in one pass
     4  the closed form at the best directions; the best of them goes on
     5  responses without the behavior, from the edits so far
-    6  the polish: phases with more and more weight on preserving
+    6  the polish: phases with more and more weight on preserving; what 5 did not get is asked again after the first one
+
+    7  between and beyond those edits: how far along, and how strongly, for the trials that are left
 
 Every closed form of 4 and every phase of 6 is a trial, measured on the tune split by real generation. A polish that
 only suits the prompts it was fitted to loses there, and on the select split, to the closed form it began with.
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -25,6 +27,7 @@ from excise.activations.port_statistics import Exchange, PortStatistics
 from excise.activations.second_moments import Ridge
 from excise.edit import Edit
 from excise.model.ports import Port, ports_of
+from excise.search.along import at, propose, ranges
 from excise.search.closed_form import conditional_factors
 from excise.search.factors import Factors
 from excise.search.lessons import Lessons, answers, learn, openings
@@ -32,19 +35,27 @@ from excise.search.methods.registry import Method, register
 from excise.search.methods.schedule import begin_with, space_of
 from excise.search.polish import Phase, Polish, Recipe
 from excise.search.space import Space
+from excise.search.study import limits_after
 from excise.search.task import Task
-from excise.search.trial import Parameters, Trial
+from excise.search.trial import UNLIMITED, Limits, Parameters, Trial
 
 WEIGHTS = (0.3, 3.0)
 """β of the closed forms that are tried: how much silence on target tokens counts against that on baseline ones."""
 
+STRENGTHS = (1.0, 1.5, 2.0)
+"""Of the plain projections that are asked for the answers which no closed form gives."""
+
 SOURCES = 3
 RECIPES: Mapping[str, Recipe] = {
-    "quick": Recipe((Phase(0.3, 16), Phase(1.0, 8), Phase(3.0, 8))),
-    "standard": Recipe((Phase(0.3, 30), Phase(0.6, 15), Phase(1.5, 15), Phase(4.0, 15))),
-    "thorough": Recipe((Phase(0.2, 80), *(Phase(preserve, 40) for preserve in (0.5, 1.0, 2.0, 4.0, 8.0)))),
+    "quick": Recipe((Phase(0.3, 16, most=48), Phase(1.0, 8), Phase(3.0, 8))),
+    "standard": Recipe((Phase(0.3, 30, most=60), Phase(0.6, 15), Phase(1.5, 15), Phase(4.0, 15))),
+    "thorough": Recipe((Phase(0.2, 80, most=160), *(Phase(preserve, 40) for preserve in (0.5, 1.0, 2.0, 4.0, 8.0)))),
 }
+BEYOND: Mapping[str, int] = {"quick": 3, "standard": 6, "thorough": 18}
+"""Trials of 7."""
+
 _DONE = "done"
+_CONFIRMING = 8  # trials' worth of time that the confirmation of the front takes, its base model included
 
 
 @register
@@ -55,18 +66,20 @@ class PolishMethod(Method):
     summary: ClassVar[str] = "edits that fire on target tokens alone: in closed form, then polished by gradients"
 
     def run(self, task: Task) -> None:
-        """Add a trial for each closed form and each phase of the polish."""
+        """Add a trial for each closed form and each phase of the polish, and then between them."""
         if task.study.note(_DONE):
             return
         search = _Search(task)
         for index, (parameters, edit, seconds) in enumerate(search.candidates()):
-            if index < len(task.study.trials):
-                continue
-            began = time.monotonic()
-            measured = task.tune(edit)
-            taken = round(seconds + time.monotonic() - began, 3)
-            task.study.append(Trial(index, parameters, measured, taken), search.distributions, edit)
-            task.progress("trials", index + 1, search.wanted, "trials")
+            if index >= len(task.study.trials):
+                began = time.monotonic()
+                measured = task.tune(edit, search.limits)
+                search.clock.measuring = time.monotonic() - began
+                taken = round(seconds + search.clock.measuring, 3)
+                task.study.append(Trial(index, parameters, measured, taken), search.distributions, edit)
+                task.progress("trials", index + 1, max(index + 1, search.wanted), "trials")
+            if search.is_over(index + 1):
+                break
         task.study.remember(_DONE, True)
 
     def edit(self, task: Task, trial: Trial) -> Edit:
@@ -77,12 +90,37 @@ class PolishMethod(Method):
 Candidate = tuple[Parameters, Edit, float]
 
 
+class _Clock:
+    """What is left of the time a search may take.
+
+    measuring  seconds that the last trial took to measure
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.ends = time.monotonic() + seconds
+        self.measuring = 0.0
+
+    def left(self, trials: int) -> float:
+        """Seconds left beside those that so many trials, and the confirmation of the front, will take."""
+        return self.ends - time.monotonic() - self.measuring * (trials + _CONFIRMING)
+
+    def deadlines(self, phases: Sequence[Phase]) -> list[float]:
+        """When each phase has to end, shared out by their steps."""
+        begin, left = time.monotonic(), max(self.left(len(phases)), 0.0)
+        steps = [phase.steps for phase in phases]
+        return [
+            begin + left * sum(steps[: number + 1]) / sum(steps) + number * self.measuring
+            for number in range(len(phases))
+        ]
+
+
 class _Search:
     """One search under way; what is slow is made when it is first needed, once."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self.recipe = RECIPES[task.budget]
+        self.clock = _Clock(task.seconds or 0.0)
         self.space: Space = space_of(task)
         found = ports_of(task.model.hf_model, task.model.survey)
         self.ports: Sequence[Port] = found.found
@@ -93,14 +131,33 @@ class _Search:
 
     @property
     def wanted(self) -> int:
-        """The number of trials."""
+        """The number of trials: those asked for, or as many as the budget has."""
+        usual = len(WEIGHTS) + len(self.recipe.phases) + BEYOND[self.task.budget]
+        return usual if self.task.trials is None else self.task.trials
+
+    def is_over(self, trials: int) -> bool:
+        """Whether that many trials are all there will be."""
+        if self.task.seconds is not None and self.task.trials is None:
+            return trials >= self.made and self.clock.left(1) <= 0
+        return trials == self.wanted
+
+    @property
+    def limits(self) -> Limits:
+        """Closed forms and phases are measured in full, what lies between them only where it may be better."""
+        history = self.task.study.trials
+        return UNLIMITED if len(history) < self.made else limits_after(history)
+
+    @property
+    def made(self) -> int:
+        """How many trials are closed forms or ends of phases."""
         return len(WEIGHTS) + len(self.recipe.phases)
 
     @property
     def distributions(self) -> Mapping[str, BaseDistribution]:
         """The ranges of the trials' parameters."""
         return {
-            "kind": CategoricalDistribution(("closed form", "polish")),
+            "kind": CategoricalDistribution(("closed form", "polish", "between")),
+            **ranges(self.made - 1),
             "position": CategoricalDistribution(self.space.positions),
             "method": CategoricalDistribution(tuple(self.space.directions)),
             "reach": CategoricalDistribution(("one", "per-layer")),
@@ -128,28 +185,47 @@ class _Search:
         source = self._best_source(sources, statistics)
         forms = [self._closed_form(source, statistics, weight).edit() for weight in WEIGHTS]
         for weight, edit in zip(WEIGHTS, forms, strict=True):
-            yield self._parameters(source, "closed form", weight=weight), edit, time.monotonic() - began
+            place = {"along": 0.0} if weight == WEIGHTS[0] else {}
+            yield self._parameters(source, "closed form", weight=weight, **place), edit, time.monotonic() - began
             began = time.monotonic()
-        learned = self._answers(lessons, [*forms, strong])
-        if not learned:
-            task.state("nothing to polish with: no edit got a response without the behavior on the fit split")
-            return
+        learned = self._answers("answers", lessons, [*forms, *(factor * strong for factor in STRENGTHS)])
         polish = Polish(
             task.model,
             self._closed_form(source, statistics, WEIGHTS[0]),
             lessons,
             learned,
             self.recipe,
+            deadlines=None if task.seconds is None else self.clock.deadlines(self.recipe.phases),
             seed=task.seed,
             checkpoint=task.study.path("polish.pt"),
             progress=task.progress,
         )
-        for snapshot in polish.run():
+        path = [forms[0]]
+        for number, snapshot in enumerate(polish.run()):
+            if number == 0:  # by now it answers what no edit before it did
+                polish.answers = self._answers("more answers", lessons, [snapshot.edit], known=learned)
+            path.append(snapshot.edit)
             parameters = self._parameters(
-                source, "polish", weight=WEIGHTS[0], preserve=snapshot.preserve, step=snapshot.step
+                source,
+                "polish",
+                weight=WEIGHTS[0],
+                preserve=snapshot.preserve,
+                step=snapshot.step,
+                along=number + 1.0,
             )
             yield parameters, snapshot.edit, time.monotonic() - began
             began = time.monotonic()
+        yield from self._between(path, source)
+
+    def _between(self, path: Sequence[Edit], source: Parameters) -> Iterator[Candidate]:
+        """Edits between and beyond those of the path, for as long as they are asked for."""
+        tried = 0
+        while True:
+            history = [trial for trial in self.task.study.trials[: self.made + tried] if "along" in trial.parameters]
+            place = propose(history, tried=tried, length=len(path), seed=self.task.seed)
+            parameters = self._parameters(source, "between", weight=WEIGHTS[0], **place)
+            yield parameters, at(path, **place), 0.0
+            tried += 1
 
     def _statistics(self, lessons: Lessons, strong: Edit) -> dict[str, PortStatistics]:
         task = self.task
@@ -199,25 +275,28 @@ class _Search:
             self.task.model, self.ports, statistics, self.space.source(source), weight=weight, ridges=self.ridges
         )
 
-    def _answers(self, lessons: Lessons, edits: Sequence[Edit]) -> list[Exchange]:
+    def _answers(
+        self, note: str, lessons: Lessons, edits: Sequence[Edit], *, known: Sequence[Exchange] = ()
+    ) -> list[Exchange]:
         task = self.task
-        known = task.study.note("answers")
-        if known is None:
+        kept = task.study.note(note)
+        if kept is None:
             found = answers(
                 task.model,
                 task.behavior,
                 lessons,
                 edits,
+                known=known,
                 max_tokens=task.max_tokens,
                 batch_size=task.batch_size,
                 progress=task.progress,
             )
-            known = [[each.prompt, each.response, each.focus] for each in found]
-            task.study.remember("answers", known)
-        return [Exchange(tuple(prompt), tuple(response), focus) for prompt, response, focus in known]
+            kept = [[each.prompt, each.response, each.focus] for each in found]
+            task.study.remember(note, kept)
+        return [Exchange(tuple(prompt), tuple(response), focus) for prompt, response, focus in kept]
 
     def _parameters(
-        self, source: Parameters, kind: str, *, weight: float, preserve: float = 0.0, step: int = 0
-    ) -> dict[str, Any]:
+        self, source: Parameters, kind: str, *, weight: float, strength: float = 1.0, **numbers: float | int
+    ) -> Parameters:
         place = {name: source[name] for name in ("position", "method", "reach", "source")}
-        return {"kind": kind, **place, "weight": weight, "preserve": preserve, "step": step}
+        return {"kind": kind, **place, "weight": weight, "strength": strength, **numbers}

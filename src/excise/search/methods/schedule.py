@@ -64,6 +64,9 @@ def begin_with(task: Task, space: Space) -> Sequence[Parameters]:
         plain = [space.plain(), *(space.plain(position=position) for position in space.positions)]
         return list({str(each["position"]): each for each in plain}.values())[:MOST_POSITIONS]
     rough = task.tune.sample(targets=_SWEEP_TARGETS, baselines=_SWEEP_BASELINES, tokens=_SWEEP_TOKENS)
-    found = sources(sweep(space, rough.prefill, base_rate=task.tune.base_rate, progress=task.progress))
+    swept = sweep(
+        space, rough.prefill_many, base_rate=task.tune.base_rate, at_once=rough.at_once, progress=task.progress
+    )
+    found = sources(swept)
     task.study.remember("sources", [dict(each) for each in found])
     return found
