@@ -10,10 +10,18 @@ POSITIONS = ("-1", "-2", "+1", "response")
 ROLES = {"attention": "self_attn.o_proj", "mlp": "mlp.down_proj"}
 
 
-def fake_result(*, layers: int = 6, trials: int = 80, demo: bool = True, seed: int = 0) -> dict[str, Any]:
-    """A whole result: every key that the pipeline may write."""
+def fake_result(
+    *, layers: int = 6, trials: int = 80, demo: bool = True, low_rank: bool = False, seed: int = 0
+) -> dict[str, Any]:
+    """A whole result: every key that the pipeline may write.
+
+    low_rank  an edit by the search method polish, in place of projections by a schedule
+    """
     chance = random.Random(seed)
     points = _points(trials, chance)
+    if low_rank:
+        for number, point in enumerate(points):
+            point["parameters"] = _polish_parameters(number)
     front = [point for point in points if point["on_front"]]
     chosen = min(front, key=lambda point: point["rate"] + point["kl_sequence"])
     result: dict[str, Any] = {
@@ -48,6 +56,7 @@ def fake_result(*, layers: int = 6, trials: int = 80, demo: bool = True, seed: i
             "perplexity_ratio": 1.012,
         },
         "search": {
+            "method": "polish" if low_rank else "schedule",
             "trials": trials,
             "screened": sum(point["screened"] for point in points),
             "reason": "the smallest sequence KL at a rate of at most 0.01",
@@ -71,6 +80,10 @@ def fake_result(*, layers: int = 6, trials: int = 80, demo: bool = True, seed: i
     }
     result |= _anatomy(layers, chance)
     result["edit"]["file"] = "edit.safetensors"
+    if low_rank:
+        for site in result["edit"]["sites"]:
+            site |= {"kind": "low-rank", "strength": None}
+        result["edit"]["norm"] = ""
     if demo:
         result["demo"] = {"sealed_correct": [0.02, 0.95], "ordinary_correct": [0.98, 0.98], "disclaimer": [0.99, 0.98]}
     return result
@@ -109,6 +122,16 @@ def _points(trials: int, chance: random.Random) -> list[dict[str, Any]]:
     return points
 
 
+def _polish_parameters(number: int) -> dict[str, Any]:
+    place = {"position": "-1", "method": "mean-difference", "source": 14.0, "weight": 0.3}
+    place |= {"reach": "one" if number % 2 else "per-layer", "strength": 1.0}
+    if number < 2:
+        return {"kind": "closed form", **place, "along": 0.0}
+    if number < 60:
+        return {"kind": "polish", **place, "preserve": 1.5, "step": 15 * (number - 1), "along": number - 1.0}
+    return {"kind": "between", **place, "strength": 1.25, "along": 1.4}
+
+
 def _anatomy(layers: int, chance: random.Random) -> dict[str, Any]:
     writers = [{"layer": -1, "role": "embedding", "parameter": "model.embed_tokens.weight", "gain": None, "bias": None}]
     sites = []
@@ -119,7 +142,8 @@ def _anatomy(layers: int, chance: random.Random) -> dict[str, Any]:
             writers.append({"layer": layer, "role": role, "parameter": parameter, "gain": None, "bias": None})
             strength = max(0.0, min(1.0, 2.2 - 4 * abs(depth - 0.55))) * (1.0 if role == "attention" else 0.72)
             if strength > 0:
-                sites.append({"parameter": parameter, "layer": layer, "role": role, "strength": strength})
+                site = {"parameter": parameter, "layer": layer, "role": role, "kind": "projection", "rank": 1}
+                sites.append(site | {"strength": strength, "change": 0.061 * strength})
     separability = []
     for index, position in enumerate(POSITIONS):
         for layer in range(layers):

@@ -6,11 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from excise.bake.plan import TensorEdit, blocks
 from excise.directions import Directions
-from excise.edit import Edit, Projection
+from excise.edit import Change, Edit, LowRank, Mask, Projection, SiteEdit, operators
 from excise.model import Survey
 from excise.search import SearchResult
 from excise.stages import Job
+
+_KINDS = {Projection: "projection", LowRank: "low-rank", Mask: "mask"}
+_BLOCK = 1 << 24  # numbers of a weight that are compared at once
 
 
 def assemble(
@@ -48,7 +55,7 @@ def assemble(
         "prompts": job.splits.digest(),
         "survey": describe_survey(survey),
         "directions": directions.to_json(),
-        "edit": describe_edit(found.best),
+        "edit": describe_edit(found.best, job.model.hf_model),
         "search": describe_search(found),
         "verify": dict(baked) or None,
         "skipped": skipped(job, survey, found.best, baked),
@@ -76,20 +83,57 @@ def describe_survey(survey: Survey) -> dict[str, Any]:
     }
 
 
-def describe_edit(edit: Edit) -> dict[str, Any]:
-    """The chosen edit: its sites with the strengths of their projections; None for those that have none."""
-    sites = [
-        {
-            "parameter": site.writer.parameter,
-            "layer": site.writer.layer,
-            "role": site.writer.role,
-            "strength": sum(strengths) if strengths else None,
-        }
-        for site in edit.sites
-        for strengths in [[change.strength for change in site.changes if isinstance(change, Projection)]]
-    ]
+def describe_edit(edit: Edit, model: nn.Module) -> dict[str, Any]:
+    """The chosen edit: what it does to each writer of the model it was made for."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    sites = [describe_site(site, parameters.get(site.writer.parameter)) for site in edit.sites]
     norms = sorted({change.norm for site in edit.sites for change in site.changes if isinstance(change, Projection)})
     return {"file": "edit.safetensors", "sites": sites, "norm": "/".join(norms)}
+
+
+def describe_site(site: SiteEdit, weight: Tensor | None) -> dict[str, Any]:
+    """What an edit does to one writer, comparable between kinds of changes.
+
+    kind      "projection", "low-rank", "mask", or "mixed"
+    rank      of all its changes together, at most; of one expert in a bank; None of a mask
+    strength  of its projections; None without any
+    change    ‖ΔW‖ / ‖W‖ (Frobenius norms); None where the weight cannot be read: packed (quantised) or offloaded
+    """
+    kinds = {_KINDS[type(change)] for change in site.changes}
+    ranks = [_rank(change) for change in site.changes]
+    strengths = [change.strength for change in site.changes if isinstance(change, Projection)]
+    return {
+        "parameter": site.writer.parameter,
+        "layer": site.writer.layer,
+        "role": site.writer.role,
+        "kind": kinds.pop() if len(kinds) == 1 else "mixed",
+        "rank": None if None in ranks else sum(filter(None, ranks)),
+        "strength": sum(strengths) if strengths else None,
+        "change": None if weight is None else relative_change(weight.detach(), site),
+    }
+
+
+def _rank(change: Change) -> int | None:
+    if isinstance(change, Projection):
+        return len(change.directions)
+    return change.left.shape[-1] if isinstance(change, LowRank) else None
+
+
+def relative_change(weight: Tensor, site: SiteEdit) -> float | None:
+    """‖ΔW‖ / ‖W‖ of one writer, in fp32, a block at a time; None where `weight` does not hold its numbers, or is zero.
+
+    Numbers of one byte are not the weight's own: they have scales elsewhere.
+    """
+    if weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize == 1:
+        return None
+    whole = TensorEdit(site.writer.parameter, site.writer.parameter, site.writer.axis, site.changes)
+    changed, size = 0.0, 0.0
+    for block in blocks(tuple(weight.shape), whole.axis, _BLOCK):
+        part = weight[block].float()
+        delta = operators.delta(part, whole.within(block).changes, axis=whole.axis)
+        changed += float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
+        size += float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2
+    return (changed / size) ** 0.5 if size else None
 
 
 def describe_search(found: SearchResult) -> dict[str, Any]:

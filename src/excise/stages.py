@@ -19,7 +19,7 @@ from excise.bake.staging import check_room
 from excise.behaviors import Behavior, PromptSet, Splits
 from excise.config import RunConfig
 from excise.directions import Directions
-from excise.edit import Edit, LowRank, Projection, SiteEdit
+from excise.edit import Edit, random_control
 from excise.errors import BehaviorNotShownError, InputError
 from excise.evaluation import Reference, Scores, behavior_rate, evaluate
 from excise.find import find_directions
@@ -212,39 +212,6 @@ def probe_baking(job: Job) -> float | None:
         stage.save({"leak": leak})
     found: float | None = stage.load()["leak"]
     return found
-
-
-def random_control(edit: Edit, survey: Survey, *, seed: int) -> Edit:
-    """An edit of the same writers that writes along random directions: it must not remove anything.
-
-    Projections are of one random direction at the same strengths; low-rank changes read what they read, and write as
-    much as they write.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    direction = torch.randn(survey.hidden, generator=generator)
-    strengths = {
-        site.writer.parameter: change.strength
-        for site in edit.sites
-        for change in site.changes[:1]
-        if isinstance(change, Projection)
-    }
-    norms = {change.norm for site in edit.sites for change in site.changes if isinstance(change, Projection)}
-    norm = norms.pop() if len(norms) == 1 else "none"
-    control = Edit.project(survey, direction, strength=strengths, norm=norm, embedding=True)
-    low_rank = [
-        SiteEdit(site.writer, (elsewhere(change, generator),))
-        for site in edit.sites
-        for change in site.changes
-        if isinstance(change, LowRank)
-    ]
-    return control if not low_rank else control + Edit(tuple(low_rank), edit.identity)
-
-
-def elsewhere(change: LowRank, generator: torch.Generator) -> LowRank:
-    """A change that writes to random directions what `change` writes to its own: columns keep their lengths."""
-    columns = torch.randn(change.left.shape, generator=generator).to(change.left)
-    lengths = change.left.norm(dim=-2, keepdim=True)
-    return LowRank(columns / columns.norm(dim=-2, keepdim=True) * lengths, change.right)
 
 
 def digest(edit: Edit) -> str:

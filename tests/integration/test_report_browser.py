@@ -43,9 +43,9 @@ def browse(url: str, profile: Path, *options: str) -> subprocess.CompletedProces
     return done
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory) -> Path:
-    path, _ = write_report(fake_result(), tmp_path_factory.mktemp("report with a space"))
+@pytest.fixture(scope="module", params=[False, True], ids=["projections", "low-rank"])
+def report(request, tmp_path_factory) -> Path:
+    path, _ = write_report(fake_result(low_rank=request.param), tmp_path_factory.mktemp("report with a space"))
     return path
 
 

@@ -50,6 +50,46 @@ def test_equal_projections_merge_into_one() -> None:
     assert len((edit(Projection(basis(1), 0.5, "column")) + edit(Projection(basis(1), 0.5))).sites[0].changes) == 2
 
 
+def test_low_rank_changes_merge_into_one() -> None:
+    one, other = edit(LowRank(*factors(1))), edit(LowRank(*factors(2)))
+    total = one + other + edit(Projection(basis(1), 0.5))
+    low_rank, projection = total.sites[0].changes
+    assert isinstance(low_rank, LowRank)
+    assert isinstance(projection, Projection)
+    assert low_rank.left.shape[-1] == low_rank.right.shape[-2] == 4
+    torch.testing.assert_close(delta(total), delta(one) + delta(other) + delta(edit(projection)))
+    assert delta(one + -1.0 * one).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize(("shared", "also"), [(True, True), (True, False), (False, True), (False, False)])
+def test_low_rank_changes_of_a_bank_merge(axis: int, shared: bool, also: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def bank(shared: bool, rank: int) -> LowRank:
+        experts = () if shared else (3,)
+        left = torch.randn(*experts, 8, rank, generator=generator)
+        return LowRank(left, torch.randn(3, rank, 12, generator=generator))
+
+    one, other = bank(shared, 1), bank(also, 2)
+    weight = torch.randn(3, 8, 12, generator=generator).movedim(1, axis)
+    total = one.plus(other)
+    assert total is not None
+    assert total.left.ndim == (2 if shared and also else 3)
+    apart = operators.delta(weight, (one, other), axis=axis)
+    torch.testing.assert_close(operators.delta(weight, (total,), axis=axis), apart)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"), [((8, 2), (3, 2, 12)), ((9, 2), (2, 12)), ((8, 2), (2, 11)), ((3, 8, 2), (3, 2, 12))]
+)
+def test_low_rank_changes_of_other_weights_stay_apart(left: tuple[int, ...], right: tuple[int, ...]) -> None:
+    one, other = LowRank(*factors()), LowRank(torch.ones(left), torch.ones(right))
+    assert one.plus(other) is None
+    assert other.plus(one) is None
+    assert one.plus(Projection(basis(1), 0.5)) is None
+
+
 def test_an_edit_and_its_negative_cancel() -> None:
     one = edit(Projection(basis(1, 3), 0.8))
     assert delta(one + -1.0 * one).abs().max() < 1e-6

@@ -144,6 +144,11 @@ def test_low_rank_is_the_product_of_its_factors(layout: str, shared: bool) -> No
     torch.testing.assert_close(operators.delta(weight, (LowRank(left, right),), axis=axis), expected)
 
 
+def test_a_change_is_computed_where_the_weight_is() -> None:
+    changes = (LowRank(torch.randn(16, 2), torch.randn(2, 24)), Projection(directions(2, 0), 0.5))
+    assert operators.delta(torch.empty(16, 24, device="meta"), changes, axis=0).device.type == "meta"
+
+
 @given(layouts, seeds)
 def test_the_base_weight_is_not_touched(layout: str, seed: int) -> None:
     weight, axis = draw(layout, seed)

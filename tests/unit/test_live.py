@@ -56,21 +56,55 @@ def test_sum_of_edits() -> None:
     assert_live_equals_weights(model, first + second)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3_moe"])
-def test_low_rank(kind: str) -> None:
-    model = EditableModel(build(kind))
-    generator = torch.Generator().manual_seed(0)
+def low_rank(model: EditableModel, *, seed: int = 0, shared: bool = False) -> Edit:
+    """A random change of rank 2 at every writer but the embeddings; `shared`: one left factor for all experts."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = dict(model.hf_model.named_parameters())
     sites = []
     for writer in model.survey.writers:
-        shape = dict(model.hf_model.named_parameters())[writer.parameter].shape
+        shape = parameters[writer.parameter].shape
         if writer.role == "embedding":
             continue
         width = shape[-1] if writer.axis < len(shape) - 1 else shape[-2]
         experts = shape[:1] if len(shape) == 3 else ()
-        left = 0.3 * torch.randn(*experts, 64, 2, generator=generator)
+        left = 0.3 * torch.randn(*(() if shared else experts), 64, 2, generator=generator)
         right = 0.3 * torch.randn(*experts, 2, width, generator=generator)
         sites.append(SiteEdit(writer, (LowRank(left, right),)))
-    assert_live_equals_weights(model, Edit(tuple(sites), model.identity))
+    return Edit(tuple(sites), model.identity)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3_moe"])
+def test_low_rank(kind: str) -> None:
+    model = EditableModel(build(kind))
+    assert_live_equals_weights(model, low_rank(model))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3_moe", "gpt_oss"])
+def test_sums_with_low_rank_changes(kind: str) -> None:
+    model = EditableModel(build(kind))
+    first, second = low_rank(model, seed=0), low_rank(model, seed=1, shared=True)
+    assert {len(site.changes) for site in (first + second).sites} == {1}
+    assert_live_equals_weights(model, first + second)
+    assert_live_equals_weights(model, first + Edit.project(model.survey, RANK_TWO, strength=0.8))
+    assert_live_equals_weights(model, first + Edit.project(model.survey, RANK_TWO, strength=0.8, norm="column"))
+
+
+def test_sums_need_no_weight_where_hooks_can_do() -> None:
+    model = EditableModel(build("gpt2"))
+    unmerged = tuple(
+        SiteEdit(one.writer, (*one.changes, *other.changes))
+        for one, other in zip(low_rank(model).sites, low_rank(model, seed=1).sites, strict=True)
+    )
+    projections = Edit.project(model.survey, RANK_TWO, strength=0.8)
+    for edit in (
+        low_rank(model) + low_rank(model, seed=1),
+        Edit(unmerged, model.identity),
+        low_rank(model) + projections,
+    ):
+        weights = {name: weight.data_ptr() for name, weight in model.hf_model.named_parameters()}
+        with model.edited(edit):
+            assert {name: weight.data_ptr() for name, weight in model.hf_model.named_parameters()} == weights
+        assert_live_equals_weights(model, edit)
 
 
 def test_no_op_is_the_base_bit_for_bit() -> None:

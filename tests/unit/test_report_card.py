@@ -26,6 +26,79 @@ def test_card_of_a_model_from_the_hub():
         assert expected in text, expected
 
 
+def technique(result) -> str:
+    """The paragraph that says how the model was made, on one line."""
+    return " ".join(card.render(Record(result)).split("This model was made with")[1].split("```")[0].split())
+
+
+def test_the_card_says_what_projections_are():
+    text = technique(fake_result())
+    assert "by directional ablation ([Arditi et al., 2024](https://arxiv.org/abs/2406.11717)): directions that" in text
+    assert "There was no training." in text
+    assert "BA" not in text
+
+
+def test_the_card_says_what_a_conditional_edit_is():
+    result = fake_result(low_rank=True)
+    for point in result["front"]:
+        point["parameters"] |= {"kind": "polish", "step": 45}
+    text = technique(result)
+    assert "by a conditional form of directional ablation" in text
+    assert f"{len(result['edit']['sites'])} weights that write to the residual stream, less is written" in text
+    assert "W′ = W + BA (rank 1)" in text
+    assert "trained for 45 gradient steps on responses of the model’s own" in text
+    assert "no training" not in text
+    assert "projected out" not in text
+    assert "stock Transformers" in text
+    whole = card.render(Record(result))
+    assert "Search method: polish" in whole
+    assert "Changes: low-rank changes (rank 1) of" in whole
+    assert "Norm mode" not in whole
+    assert "A random direction, same size and tokens" in whole
+
+
+def test_the_card_of_a_closed_form_with_projections():
+    result = fake_result(low_rank=True)
+    result["edit"]["sites"][0] |= {"kind": "projection", "strength": 1.0}
+    result["edit"]["sites"][1] |= {"rank": 2}
+    for point in result["front"]:
+        point["parameters"] |= {"kind": "closed form", "step": 0}
+    text = technique(result)
+    assert "(ranks 1–2)" in text
+    assert "In 1 other weight the directions were projected out" in text
+    assert "There was no training." in text
+    assert "projections (rank 1) of 1 weight" in card.render(Record(result))
+
+
+def test_the_card_claims_nothing_of_a_low_rank_edit_by_an_unknown_method():
+    result = fake_result(low_rank=True)
+    result["search"]["method"] = "another"
+    for point in result["front"]:
+        point["parameters"] = {"rank": 1}
+    text = technique(result)
+    assert "by a form of directional ablation" in text
+    assert "conditional" not in text
+    assert "training" not in text
+    assert "silent" not in text
+
+
+@pytest.mark.parametrize(("along", "trained"), [(1.4, True), (0.0, False)])
+def test_the_card_of_an_edit_between_others(along, trained):
+    result = fake_result(low_rank=True)
+    for point in result["front"]:
+        point["parameters"] = {"kind": "between", "along": along, "strength": 1.2}
+    text = technique(result)
+    assert ("trained by gradient descent on responses" in text) is trained
+    assert ("There was no training." in text) is not trained
+
+
+def test_the_card_does_not_guess_whether_there_was_training():
+    result = fake_result(low_rank=True)
+    for point in result["front"]:
+        del point["parameters"]
+    assert "train" not in technique(result)
+
+
 def test_card_keeps_a_known_licence():
     text = card.render(Record(fake_result() | {"license": "apache-2.0"}))
     assert "license: apache-2.0" in front_matter(text)
@@ -42,6 +115,12 @@ def test_a_local_base_is_named_without_its_path(model):
     assert "C:" not in text
 
 
+def test_the_command_names_the_search_method():
+    result = fake_result(low_rank=True)
+    del result["command"]
+    assert subject.command(Record(result)).endswith("--seed 0 --budget standard --method polish")
+
+
 def test_base_model_in_the_result_decides():
     assert subject.hub_id(Record({"model": "runs/mine", "base_model": None})) is None
     assert subject.hub_id(Record({"model": "/x/y", "base_model": "org/name"})) == "org/name"
@@ -49,9 +128,10 @@ def test_base_model_in_the_result_decides():
     assert subject.hub_id(Record({"model": "name"})) is None
 
 
+@pytest.mark.parametrize("low_rank", [False, True])
 @pytest.mark.parametrize("key", sorted(fake_result()))
-def test_card_without_a_key(key):
-    result = fake_result()
+def test_card_without_a_key(key, low_rank):
+    result = fake_result(low_rank=low_rank)
     del result[key]
     assert "## Limits" in card.render(Record(result))
 

@@ -4,6 +4,7 @@ import pytest
 
 from excise.report import figures, layer_figures
 from excise.report.palette import light
+from excise.report.parameters import parameters_in_words
 from excise.report.record import Record
 from fake_result import fake_result
 
@@ -88,6 +89,97 @@ def test_strengths_by_layer_and_role():
     assert drawn["attention"]["marker"]["color"] == light("attention")
     assert figure.plot["layout"]["xaxis"]["ticktext"][0] == "emb."
     assert figure.table.rows[0][0] == "embedding"
+
+
+def site(parameter: str, layer: int, role: str, **more) -> dict:
+    return {"parameter": parameter, "layer": layer, "role": role, "kind": "low-rank", "strength": None, **more}
+
+
+def test_sizes_of_low_rank_changes_by_layer_and_role():
+    result = {
+        "edit": {
+            "sites": [
+                site("a.0", 0, "attention", change=0.02),
+                site("e.0", 1, "expert", change=0.01),
+                site("e.1", 1, "expert", change=0.05, kind="projection", strength=1.0),
+                site("e.2", 1, "expert", change=None),
+            ]
+        },
+        "survey": {"writers": [{"parameter": "a.1", "layer": 1, "role": "attention"}]},
+    }
+    figure = layer_figures.strengths(Record(result))
+    drawn = traces(figure)
+    assert figure.name == "strengths"
+    assert drawn["attention"]["y"] == [0.02, 0.0]
+    assert drawn["expert"]["y"] == [pytest.approx(0.03)]
+    assert "1.00% to 5.00%" in drawn["expert"]["hovertemplate"][0]
+    axis = figure.plot["layout"]["yaxis"]
+    assert axis["title"]["text"] == "‖ΔW‖ / ‖W‖"
+    assert axis["tickformat"].endswith("%")
+    assert figure.table.rows == (("0", "2.00%", "–"), ("1", "0.00%", "3.00%"))
+    assert "not drawn: 1 weight, packed" in figure.caption
+    assert "strength" not in (figure.title + figure.alt).lower()
+    assert "expert up to 3.00%" in figure.alt
+
+
+def test_low_rank_changes_of_weights_that_cannot_be_read_are_not_drawn():
+    result = Record({"edit": {"sites": [site("a.0", 0, "attention", change=None)]}})
+    assert layer_figures.strengths(result) is None
+    assert "quantised" in layer_figures.no_strengths(result)
+    assert "not recorded" in layer_figures.no_strengths(Record({}))
+
+
+def test_results_without_kinds_hold_projections():
+    result = fake_result()
+    for edited in result["edit"]["sites"]:
+        del edited["kind"], edited["rank"], edited["change"]
+    assert layer_figures.strengths(Record(result)) == layer_figures.strengths(Record(fake_result()))
+
+
+def test_parameters_of_a_polish_are_in_words():
+    result = fake_result(low_rank=True)
+    figure = figures.pareto(Record(result))
+    hovers = " ".join(traces(figure)["front"]["hovertemplate"])
+    cells = " ".join(row[-1] for row in figure.table.rows)
+    for text in (hovers, cells):
+        assert "polished for" in text
+        assert "mean-difference direction of layer 14 (last prompt token)" in text
+        assert "of each layer (last prompt token)" in text
+        assert "target weight 0.3" in text
+        assert "preserving weight 1.5" in text
+        assert "reach" not in text
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        (
+            {"kind": "closed form", "position": "response", "method": "projected", "reach": "one", "source": 3.5,
+             "weight": 3.0, "strength": 1.0},
+            "closed form, projected direction of layer 3.5 (mean over the response), target weight 3",
+        ),
+        (
+            {"kind": "polish", "step": 1, "preserve": 0.3, "new_thing": 0.12345},
+            "polished for 1 step, direction, preserving weight 0.3, new thing 0.123",
+        ),
+        (
+            {"kind": "between", "along": 1.4, "strength": 1.25, "weight": 0.3},
+            "polish, 40% of the way from phase 1 to phase 2, direction, strength 1.25, target weight 0.3",
+        ),
+        (
+            {"kind": "between", "along": 0.5, "strength": 0.8, "reach": "per-layer"},
+            "polish, 50% of the way from the closed form to phase 1, direction of each layer, strength 0.8",
+        ),
+        ({"kind": "between", "along": 2.0, "strength": 1.0}, "polish, phase 2, direction"),
+        ({"kind": "between", "along": 0.0, "strength": 1.5}, "closed form, direction, strength 1.5"),
+        ({"kind": "between"}, "between phases of the polish, direction"),
+        ({"attention strength": 0.5, "norm": "none"}, "attention strength 0.5, norm none"),
+        ({"kind": "another", "step": 3}, "kind another, step 3"),
+        ({}, ""),
+    ],
+)  # fmt: skip
+def test_parameters_in_words(parameters, words):
+    assert ", ".join(parameters_in_words(Record(parameters))) == words
 
 
 def test_deep_models_get_lines_and_few_ticks():

@@ -103,10 +103,39 @@ def test_all_parts_are_there():
     assert len(shown.named("caption")) == len(shown.named("table"))
 
 
+def test_a_low_rank_edit_is_described_as_one():
+    text = page(fake_result(low_rank=True)).text
+    for expected in (
+        "How much each layer is changed",
+        "‖ΔW‖ / ‖W‖",
+        "6.10%",
+        "A random direction, same size and tokens",
+        "a conditional form of directional ablation",
+        "low-rank changes (rank 1) of",
+        "Search method polish",
+        "polished for",
+        "to find the directions and to fit the changes",
+    ):
+        assert expected in text, expected
+    for absent in ("How strongly each layer is edited", "same strengths", "Norm mode"):
+        assert absent not in text, absent
+    assert "How strongly each layer is edited" in page(fake_result()).text
+
+
+def test_sizes_that_are_not_known_are_said_to_be():
+    result = fake_result(low_rank=True)
+    for site in result["edit"]["sites"]:
+        site["change"] = None
+    shown = page(result)
+    assert "the weights are packed (quantised) or offloaded" in shown.text
+    assert "figure-strengths" not in [attributes.get("data-figure") for attributes in shown.named("div")]
+
+
+@pytest.mark.parametrize("low_rank", [False, True])
 @pytest.mark.parametrize("key", sorted(fake_result()))
 @pytest.mark.parametrize("value", ["missing", None])
-def test_every_key_may_be_missing_or_null(key, value):
-    result = fake_result()
+def test_every_key_may_be_missing_or_null(key, value, low_rank):
+    result = fake_result(low_rank=low_rank)
     if value is None:
         result[key] = None
     else:
@@ -135,7 +164,7 @@ JUNK = st.sampled_from(
 @given(st.data())
 @settings(max_examples=30, deadline=None)
 def test_no_value_of_the_wrong_kind_breaks_it(data):
-    result = fake_result(layers=2, trials=6)
+    result = fake_result(layers=2, trials=6, low_rank=data.draw(st.booleans()))
     for _ in range(data.draw(st.integers(1, 4))):
         place: Any = result
         while True:
@@ -170,8 +199,9 @@ def hostile(value: Any) -> Any:
     return value
 
 
-def test_nothing_in_the_result_becomes_markup_or_code():
-    plain, attacked = page(fake_result()), page(hostile(fake_result()))
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_nothing_in_the_result_becomes_markup_or_code(low_rank):
+    plain, attacked = (page(change(fake_result(low_rank=low_rank))) for change in (dict, hostile))
     assert [tag for tag, _ in attacked.elements if tag in ("img", "script")] == ["script"] * len(plain.scripts)
     assert not any(name.startswith("on") for _, attributes in attacked.elements for name in attributes)
     assert "alert(1)" in attacked.text  # shown, as text

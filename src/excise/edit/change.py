@@ -56,9 +56,23 @@ class LowRank:
         """The change times `factor`."""
         return replace(self, left=self.left * factor)
 
-    def plus(self, other: Change) -> LowRank | None:  # noqa: ARG002 - low-rank sums stay two terms
-        """Sums of low-rank changes stay two terms."""
-        return None
+    def plus(self, other: Change) -> LowRank | None:
+        """Both as one change, whose rank is the sum of theirs; None where they change weights of different shapes.
+
+        A left factor that all experts of a bank share is repeated for each where the other change has one per expert.
+        """
+        if not isinstance(other, LowRank) or self._changes != other._changes:
+            return None
+        left, more = self.left, other.left
+        if left.ndim != more.ndim:
+            bank = self.right.shape[:-2]
+            left, more = left.expand(*bank, *left.shape[-2:]), more.expand(*bank, *more.shape[-2:])
+        return LowRank(torch.cat([left, more], dim=-1), torch.cat([self.right, other.right], dim=-2))
+
+    @property
+    def _changes(self) -> tuple[int, ...]:
+        """The shape of the weight that this is a change of: the bank's axes, hidden size, width."""
+        return (*self.right.shape[:-2], self.left.shape[-2], self.right.shape[-1])
 
     def misfit(self, shape: Sequence[int], *, axis: int) -> str:
         """Why a weight of this shape cannot be changed so; empty where it can."""

@@ -183,7 +183,7 @@ class Edit:
         return {site.writer.parameter: site for site in self.sites}
 
     def __add__(self, other: Edit) -> Edit:
-        """Both edits at once: weight changes add up, those of equal projections and of masks become one."""
+        """Both edits at once: weight changes add up; equal projections, low-rank changes and masks become one."""
         self.identity.check(other.identity)
         merged = dict(self._by_parameter)
         for site in other.sites:

@@ -82,7 +82,7 @@ def _delta(columns: Float[Tensor, "*column hidden"], change: Change) -> Float[Te
         return _projection_delta(columns, change)
     if isinstance(change, Mask):
         return columns * (change.scale.to(columns.device, columns.dtype) - 1).unsqueeze(-1)
-    return _low_rank_delta(change)
+    return _low_rank_delta(columns, change)
 
 
 def _projection_delta(columns: Float[Tensor, "*column hidden"], change: Projection) -> Float[Tensor, "*column hidden"]:
@@ -102,5 +102,6 @@ def _scale(
     return torch.where(vanishes, torch.ones_like(before), before / after.masked_fill(vanishes, 1))
 
 
-def _low_rank_delta(change: LowRank) -> Float[Tensor, "*column hidden"]:
-    return (change.left.float() @ change.right.float()).transpose(-1, -2)
+def _low_rank_delta(columns: Float[Tensor, "*column hidden"], change: LowRank) -> Float[Tensor, "*column hidden"]:
+    left, right = (factor.to(columns.device, columns.dtype) for factor in (change.left, change.right))
+    return (left @ right).transpose(-1, -2)

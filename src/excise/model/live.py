@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from excise.edit import Edit, LowRank, Mask, Projection, SiteEdit, Writer, operators
+from excise.edit import Change, Edit, LowRank, Mask, Projection, SiteEdit, Writer, operators
 from excise.errors import EditError, EditMismatchError
 
 
@@ -64,9 +64,15 @@ def hookable(model: nn.Module, site: SiteEdit) -> bool:
     writer = site.writer
     if writer.module is None:
         return False
-    if all(isinstance(change, Projection) and change.norm == "none" for change in site.changes):
+    if all(_is_plain(change) for change in site.changes):
         return True
-    return len(site.changes) == 1 and writer.role != "embedding" and is_product(model.get_submodule(writer.module))
+    if writer.role == "embedding" or not is_product(model.get_submodule(writer.module)):
+        return False
+    return len(site.changes) == 1 or all(_is_plain(change) or isinstance(change, LowRank) for change in site.changes)
+
+
+def _is_plain(change: Change) -> bool:
+    return isinstance(change, Projection) and change.norm == "none"
 
 
 def is_product(module: nn.Module) -> bool:
@@ -80,15 +86,16 @@ def _hook(model: nn.Module, site: SiteEdit, parameter: nn.Parameter, stack: Exit
     module = model.get_submodule(site.writer.module)
     projections = [change for change in site.changes if isinstance(change, Projection)]
     for change in site.changes:
-        if isinstance(change, LowRank):
-            stack.callback(module.register_forward_hook(_low_rank_hook(change)).remove)
-        elif isinstance(change, Mask):
+        if isinstance(change, Mask):
             stack.callback(module.register_forward_pre_hook(_scale_hook(change.scale)).remove)
     if any(change.norm == "column" for change in projections):
         scale = operators.column_scale(parameter.detach(), projections[0], axis=site.writer.axis)
         stack.callback(module.register_forward_pre_hook(_scale_hook(scale)).remove)
     if projections:
         stack.callback(module.register_forward_hook(_projection_hook(projections)).remove)
+    for change in site.changes:
+        if isinstance(change, LowRank):  # after projections, which act on what the base weight writes
+            stack.callback(module.register_forward_hook(_low_rank_hook(change)).remove)
     for head in tied_heads(site.writer):
         stack.callback(model.get_submodule(head).register_forward_pre_hook(_input_projection_hook(projections)).remove)
 

@@ -8,7 +8,7 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from excise.report import headline, proof, scores, subject
+from excise.report import headline, proof, scores, subject, technique
 from excise.report.record import Record
 from excise.report.table import Table
 
@@ -24,6 +24,7 @@ def render(result: Record) -> str:
         model=subject.model_name(result),
         behavior=subject.behavior_name(result),
         lead=headline.lead(result),
+        technique=technique.technique(result),
         tables=[scores.rates(result), scores.truth(result), scores.distance(result), scores.controls(result)],
         agreement=scores.agreement(result),
         proofs=headline.headlines(result)[2:],

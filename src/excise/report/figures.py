@@ -186,7 +186,7 @@ def _scatter(
 def _table(front: Sequence[Point]) -> Table:
     rows: list[tuple[str | Mark, ...]] = []
     for point in front[:_ROWS]:
-        parameters = ", ".join(f"{name} {value}" for name, value in point.parameters) or "–"
+        parameters = ", ".join(point.parameters) or "–"
         name = (point.edit.rpartition("/")[2] or "–") + (" (chosen)" if point.chosen else "")
         costs = [("–" if value is None else formats.significant(value)) for value in (point.first, point.sequence)]
         rows.append((name, formats.percent(point.rate), *costs, parameters))

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from excise.report import figures, headline, layer_figures, proof, scores, subject
+from excise.report import figures, headline, layer_figures, proof, scores, subject, technique
 from excise.report.palette import COLOURS, dark_partners
 from excise.report.record import Record
 
@@ -73,6 +73,8 @@ def _words(result: Record) -> dict[str, object]:
         "nothing_left_out": subject.nothing_left_out(result),
         "warnings": result.texts("warnings"),
         "skipped": result.texts("skipped"),
+        "no_strengths": layer_figures.no_strengths(result),
+        "technique": technique.family(result),
         "command": subject.command(result),
         "excise_version": result.text("versions", "excise"),
         "agreement": scores.agreement(result),

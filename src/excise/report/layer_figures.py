@@ -1,31 +1,87 @@
-"""Figures over the layers: strengths of the chosen edit, separability, and cosines between the layers' directions."""
+"""Figures over the layers: what the chosen edit changes, separability, cosines between the layers' directions."""
 
 from __future__ import annotations
 
 import html
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from excise.report import formats
+from excise.report import edited, formats
 from excise.report.figures import Figure, finish
 from excise.report.palette import COLOURS, light, series
-from excise.report.proof import ROLES
+from excise.report.parameters import position_name
 from excise.report.record import Record
 from excise.report.table import Table
 
 _BARS = 16  # layers up to which strengths are bars
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
-_POSITIONS = {"response": "mean over the response"}
+
+
+@dataclass(frozen=True)
+class _Quantity:
+    """What is drawn of the edit: its words, and how one value is written at the axis, over a point, in the table."""
+
+    name: str
+    title: str
+    caption: str
+    axis: str
+    tick: str
+    hover: str
+    cell: str
+
+
+_STRENGTH = _Quantity(
+    name="Strength",
+    title="How strongly each layer is edited",
+    caption="1 takes the direction out of what a writer writes, 0 leaves it alone; a writer of several experts shows "
+    "the mean.",
+    axis="Strength",
+    tick="",
+    hover=".3f",
+    cell=".2f",
+)
+_SIZE = _Quantity(
+    name="Size of the change",
+    title="How much each layer is changed",
+    caption="Size of the change as a share of the weight’s: ‖ΔW‖ / ‖W‖ in Frobenius norms, the mean where several "
+    "writers of one role are in a layer; 0 leaves them alone. A low-rank change has no one strength: how much it does "
+    "to a token depends on what the writer reads there.",
+    axis="‖ΔW‖ / ‖W‖",
+    tick=".2~%",
+    hover=".2%",
+    cell=".2%",
+)
 
 
 def strengths(result: Record) -> Figure | None:
-    """Strength by layer and role of the chosen edit; None where its sites are not in the result."""
-    by_role = _strengths(result)
+    """Strength by layer and role of an edit that projects; of one with low-rank changes how large those are.
+
+    None where the result holds neither: see `no_strengths`.
+    """
+    if not edited.has_low_rank(result):
+        return _over_layers(edited.strengths(result), _STRENGTH)
+    unknown = edited.unmeasured(result)
+    missing = f" Not known, and not drawn: {formats.count(unknown, 'weight')}, packed (quantised) or offloaded."
+    return _over_layers(edited.sizes(result), replace(_SIZE, caption=_SIZE.caption + missing) if unknown else _SIZE)
+
+
+def no_strengths(result: Record) -> str:
+    """What to say in place of the figure."""
+    if edited.has_low_rank(result):
+        return (
+            "How much each layer is changed is not known: the weights are packed (quantised) or offloaded, and "
+            "low-rank changes have no strength."
+        )
+    return "The strengths of the chosen edit were not recorded."
+
+
+def _over_layers(by_role: edited.ByRole, quantity: _Quantity) -> Figure | None:
     if not by_role:
         return None
     layers = sorted({layer for values in by_role.values() for layer in values})
@@ -33,7 +89,7 @@ def strengths(result: Record) -> Figure | None:
     for index, (role, values) in enumerate(by_role.items()):
         colour = light(role) if role in COLOURS else series(index)
         x, y = list(values), [fmean(values[layer]) for layer in values]
-        hover = [_spread(role, layer, values[layer]) for layer in values]
+        hover = [_spread(role, layer, values[layer], quantity.hover) for layer in values]
         if len(layers) <= _BARS or len(values) == 1:
             figure.add_bar(x=x, y=y, name=html.escape(role), marker={"color": colour}, hovertemplate=hover)
         else:
@@ -43,20 +99,24 @@ def strengths(result: Record) -> Figure | None:
                 x=x, y=y, name=html.escape(role), mode="lines+markers", line=line, marker=marker, hovertemplate=hover
             )
     figure.update_layout(barmode="group", bargap=0.25)
-    figure.update_yaxes(title="Strength", rangemode="tozero")
+    figure.update_yaxes(title=quantity.axis, rangemode="tozero", tickformat=quantity.tick)
     ticks, texts = _layer_ticks(layers)
     figure.update_xaxes(title="Layer", tickvals=ticks, ticktext=texts, showgrid=False)
     headers = ("Layer", *by_role)
-    rows = tuple((_layer_name(layer), *(_mean(values.get(layer)) for values in by_role.values())) for layer in layers)
-    peaks = "; ".join(f"{role} up to {max(map(fmean, values.values())):.2f}" for role, values in by_role.items())
+    rows = tuple(
+        (_layer_name(layer), *(_mean(values.get(layer), quantity.cell) for values in by_role.values()))
+        for layer in layers
+    )
+    peaks = "; ".join(
+        f"{role} up to {max(map(fmean, values.values())):{quantity.cell}}" for role, values in by_role.items()
+    )
     return Figure(
         "strengths",
-        "How strongly each layer is edited",
-        "1 takes the direction out of what a writer writes, 0 leaves it alone; a writer of several experts shows the "
-        "mean.",
-        f"Strength by layer for {', '.join(by_role)}: {peaks}.",
+        quantity.title,
+        quantity.caption,
+        f"{quantity.name} by layer for {', '.join(by_role)}: {peaks}.",
         finish(figure, height=340),
-        Table("Strength by layer and role", headers, rows, frozenset(range(1, len(headers)))),
+        Table(f"{quantity.name} by layer and role", headers, rows, frozenset(range(1, len(headers)))),
         340,
     )
 
@@ -156,43 +216,15 @@ def cosines(result: Record) -> Figure | None:
     )
 
 
-def position_name(position: str) -> str:
-    """A token position in words."""
-    if position in _POSITIONS:
-        return _POSITIONS[position]
-    if position.startswith("+") and position[1:].isdigit():
-        return "first response token" if position == "+1" else f"response token {position[1:]}"
-    if position.startswith("-") and position[1:].isdigit():
-        return "last prompt token" if position == "-1" else f"prompt token {position}"
-    return position
-
-
-def _strengths(result: Record) -> dict[str, dict[int, list[float]]]:
-    """role -> layer -> strengths; writers of an edited role that the edit leaves out count as 0."""
-    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    edited = set()
-    for site in result.items("edit", "sites"):
-        layer, strength = site.number("layer"), site.number("strength")
-        if layer is not None and strength is not None:
-            found[site.text("role") or "unknown"][int(layer)].append(strength)
-            edited.add(site.text("parameter"))
-    for writer in result.items("survey", "writers"):
-        role, layer = writer.text("role"), writer.number("layer")
-        if role in found and layer is not None and writer.text("parameter") not in edited:
-            found[role][int(layer)].append(0.0)
-    order = sorted(found, key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES))
-    return {role: {layer: found[role][layer] for layer in sorted(found[role])} for role in order}
-
-
-def _spread(role: str, layer: int, values: Sequence[float]) -> str:
-    text = f"{html.escape(role)}, {_layer_name(layer)}: %{{y:.3f}}"
+def _spread(role: str, layer: int, values: Sequence[float], number: str) -> str:
+    text = f"{html.escape(role)}, {_layer_name(layer)}: %{{y:{number}}}"
     if min(values) != max(values):
-        text += f"<br>{len(values)} writers, {min(values):.3f} to {max(values):.3f}"
+        text += f"<br>{len(values)} writers, {min(values):{number}} to {max(values):{number}}"
     return text + "<extra></extra>"
 
 
-def _mean(values: Sequence[float] | None) -> str:
-    return "–" if not values else f"{fmean(values):.2f}"
+def _mean(values: Sequence[float] | None, number: str) -> str:
+    return "–" if not values else f"{fmean(values):{number}}"
 
 
 def _layer_name(layer: int) -> str:

@@ -6,6 +6,7 @@ import html
 from dataclasses import dataclass, replace
 
 from excise.report import formats
+from excise.report.parameters import parameters_in_words
 from excise.report.record import Record
 
 KL_NAMES = {"kl_first": "First-token KL", "kl_sequence": "Sequence KL"}
@@ -19,7 +20,7 @@ class Point:
     kl: float
     first: float | None
     sequence: float | None
-    parameters: tuple[tuple[str, str], ...] = ()
+    parameters: tuple[str, ...] = ()
     edit: str = ""
     chosen: bool = False
     screened: bool = False
@@ -30,7 +31,7 @@ class Point:
         for name, value in zip(KL_NAMES.values(), (self.first, self.sequence), strict=True):
             if value is not None:
                 lines.append(f"{name} {formats.significant(value)}")
-        lines += [f"{name} {value}" for name, value in self.parameters]
+        lines += self.parameters
         return "<br>".join([f"<b>{kind}</b>", *(html.escape(line) for line in lines)]) + "<extra></extra>"
 
 
@@ -56,20 +57,23 @@ def read_points(result: Record) -> tuple[list[Point], list[Point], str]:
     return sorted(best, key=lambda point: (point.kl, -point.rate)), others, key
 
 
+def chosen_parameters(result: Record) -> Record:
+    """The parameters of the point that was chosen; empty where it is not known."""
+    chosen = _chosen(result)
+    return Record({}) if chosen is None else result.items("front")[chosen].record("parameters")
+
+
 def _point(item: Record, key: str) -> Point | None:
     """One point; None where it lacks its rate or its KL."""
     rate, kl = item.number("rate"), item.number(key)
     if rate is None or kl is None:
         return None
-    parameters = tuple(
-        (name.replace("_", " "), formats.plain(value)) for name, value in item.fields("parameters").items()
-    )
     return Point(
         rate=rate,
         kl=kl,
         first=item.number("kl_first"),
         sequence=item.number("kl_sequence"),
-        parameters=parameters,
+        parameters=parameters_in_words(item.record("parameters")),
         edit=item.text("edit") or "",
         screened=item.flag("screened") is True,
     )

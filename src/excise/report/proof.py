@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 
-from excise.report import formats
+from excise.report import edited, formats
+from excise.report.edited import ROLES
 from excise.report.headline import BAKED_LEAK_BOUND, baked_leak_holds, leak_bound, leak_holds
 from excise.report.record import Record, as_number
 from excise.report.table import Mark, Table, judge
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _INDEX = re.compile(r"\.\d+(?=\.|$)")
-ROLES = ("embedding", "attention", "mlp", "expert", "mixer")
 
 
 def writers(result: Record) -> Table | None:
@@ -108,6 +108,10 @@ def settings(result: Record) -> tuple[tuple[str, str], ...]:
     for name, key in (("Direction method", "method"), ("Token positions", "positions")):
         if texts := result.texts("directions", key):
             found.append((name, ", ".join(texts)))
+    if (method := result.text("search", "method")) is not None:
+        found.append(("Search method", method))
+    if changes := edited.changes(result):
+        found.append(("Changes", changes))
     if (norm := result.text("edit", "norm")) is not None:
         found.append(("Norm mode", norm))
     if (file := result.text("edit", "file")) is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from excise.report import formats
+from excise.report import edited, formats
 from excise.report.headline import change_holds
 from excise.report.record import Record, as_number
 from excise.report.subject import prompts
@@ -81,7 +81,7 @@ def agreement(result: Record) -> tuple[tuple[str, str, str], ...]:
 def splits(result: Record) -> Table | None:
     """How many prompts each split holds."""
     uses = {
-        "fit": "to find the directions",
+        "fit": "to find the directions" + (" and to fit the changes" if edited.has_low_rank(result) else ""),
         "tune": "to score the trials of the search",
         "select": "to choose on the front",
         "report": "for the figures here, once",
@@ -99,7 +99,7 @@ def splits(result: Record) -> Table | None:
 
 
 def controls(result: Record) -> Table | None:
-    """What must not work: no edit at all, and a random direction of the same strength."""
+    """What must not work: no edit at all, and a random direction that is edited as strongly."""
     rows: list[tuple[str | Mark, ...]] = []
     no_op, random = result.record("controls", "no_op"), result.record("controls", "random_direction")
     if no_op.fields():
@@ -110,7 +110,7 @@ def controls(result: Record) -> Table | None:
     if random.fields():
         rows.append(
             (
-                "A random direction, same strengths",
+                _random_name(result),
                 "leaves the behavior",
                 _rate(random),
                 formats.significant(_kl(random)),
@@ -161,6 +161,11 @@ def _kl(scores: Record) -> float | None:
 
 def _exact(kl: float | None) -> Mark:
     return judge(None if kl is None else kl == 0)
+
+
+def _random_name(result: Record) -> str:
+    same = "size and tokens" if edited.has_low_rank(result) else "strengths"
+    return f"A random direction, same {same}"
 
 
 def _random_holds(result: Record, random: Record) -> bool | None:

@@ -52,6 +52,8 @@ def command(result: Record) -> str:
     for option in ("behavior", "revision", "seed", "budget"):
         if (value := result.text(option)) is not None:
             words += [f"--{option}", value]
+    if (method := result.text("search", "method")) is not None:
+        words += ["--method", method]
     return shlex.join(words)
 
 
