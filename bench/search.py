@@ -1,0 +1,225 @@
+"""Search methods side by side on the bench model: held-out fronts, hypervolume, wall time, peak memory.
+
+    python bench/search.py [--method NAME ...] [--seeds 0 1 2] [--budget quick|standard|thorough] [--recipe NAME ...]
+                           [--incumbent DIR ...] [--out DIR] [--write docs/benchmarks.md]
+
+Every method searches on the same prompts (the bench's fit and tune files) and is judged on its report files, which come
+from other sources: all edits of its front, by our detectors, with the same KL. `--recipe` runs the polish without one
+of its parts. `--incumbent` takes folders that `bench/incumbent.py` filled. Each search is a process of its own, so that
+its peak memory is its own; what was measured is kept in `--out` and not measured again.
+
+Needs the folder `shared/` beside the checkout; stops without it. No prompt and no response is printed or kept outside
+`--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from real_model import ROOT, SHARED, SYSTEM, _joined
+
+MODEL = ROOT / "runs" / "bench-model"
+METHODS = ("polish", "schedule", "matrix-fit", "kernel", "arditi", "mean-difference")
+RECIPES = ("no tail", "no behavior loss", "right factors alone")
+WORST_KL = 0.5
+"""Of the corner that the hypervolume is measured from: rate 1, this KL."""
+
+
+def main() -> None:
+    options = _options()
+    if not SHARED.is_dir():
+        sys.exit(f"bench skipped: {SHARED} is not here (the bench model's adapter and prompts)")
+    if not (MODEL / "config.json").is_file():
+        subprocess.run([sys.executable, str(SHARED / "build_model.py"), str(MODEL)], check=True)
+    if options.one is not None:
+        _search(
+            options.one, options.recipe[0] if options.recipe else None, options.seeds[0], options.budget, options.out
+        )
+        return
+    runs = []
+    for seed in options.seeds:
+        for method, recipe in [
+            *((each, None) for each in options.method),
+            *(("polish", each) for each in options.recipe),
+        ]:
+            place = options.out / f"{recipe or method}-{options.budget}-{seed}".replace(" ", "-")
+            if not (place / "searched.json").is_file():
+                command = [sys.executable, __file__, "--one", method, "--seeds", str(seed), "--budget", options.budget]
+                command += ["--out", str(place), *(("--recipe", recipe) if recipe else ())]
+                subprocess.run(command, check=True)
+            runs.append((f"{method}, {recipe}" if recipe else method, seed, place))
+    rows = _judged(runs, options.incumbent, options.out / "judged.json")
+    print(json.dumps(rows, indent=1))
+    if options.write:
+        options.write.write_text(_page(rows, options.budget), encoding="utf-8")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--method", nargs="*", default=list(METHODS))
+    parser.add_argument("--recipe", nargs="*", default=[], choices=RECIPES)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--budget", default="standard")
+    parser.add_argument("--incumbent", nargs="*", type=Path, default=[])
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench-search")
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _search(method: str, recipe: str | None, seed: int, budget: str, out: Path) -> None:
+    """One search; its front as edit files, its wall time and its peak memory."""
+    import excise
+    from excise.behaviors import SplitSizes
+    from excise.search import search
+
+    if recipe:
+        _leave_out(recipe)
+    target, baseline = (_joined(side) for side in ("target", "baseline"))
+    behavior = excise.Behavior.load("refusal").with_options(target=target, baseline=baseline, system=SYSTEM)
+    began = time.perf_counter()
+    model = excise.load(MODEL)
+    found = search(
+        model,
+        behavior,
+        splits=behavior.splits(SplitSizes(), seed=seed),
+        method=method,
+        budget=budget,
+        seed=seed,
+        directory=out / "study",
+    )
+    seconds = time.perf_counter() - began
+    points = []
+    for index, point in enumerate(found.front):
+        point.edit.save(out / f"{index:03d}.safetensors")
+        points.append(
+            {
+                "edit": f"{index:03d}.safetensors",
+                "chosen": point.edit is found.best,
+                "parameters": dict(point.parameters),
+                **{split: _measured(getattr(point, split)) for split in ("tune", "select")},
+            }
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    summary = {"seconds": seconds, "peak_bytes": peak, "trials": found.trials, "points": points, "notes": found.notes}
+    (out / "searched.json").write_text(json.dumps(summary, indent=1))
+
+
+def _leave_out(recipe: str) -> None:
+    """The polish without one of its parts."""
+    from dataclasses import replace
+
+    from excise.search import losses
+    from excise.search.methods import polish
+
+    if recipe == "no behavior loss":
+        losses.BEHAVIOR_MARGIN = -1e4
+        return
+    changes = {"no tail": {"tail": 0.0}, "right factors alone": {"turn": 0.0}}[recipe]
+    polish.RECIPES = {name: replace(each, **changes) for name, each in polish.RECIPES.items()}
+
+
+def _measured(measured: Any) -> dict[str, float]:
+    return {"rate": measured.rate, "kl_first": measured.kl_first, "kl_sequence": measured.kl_sequence}
+
+
+def _judged(runs: Sequence[tuple[str, int, Path]], incumbents: Sequence[Path], kept: Path) -> list[dict[str, Any]]:
+    """Every edit of every front on the report prompts."""
+    from swapped import HeldOut, swapped
+
+    import excise
+
+    known: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
+    held_out: HeldOut | None = None
+
+    def judge(name: str, edit: Path) -> Mapping[str, Any]:
+        nonlocal held_out
+        if name not in known:
+            if held_out is None:
+                sides = (SHARED / "prompts" / f"{side}_report.txt" for side in ("target", "baseline"))
+                held_out = HeldOut(MODEL, *sides, system=SYSTEM, max_tokens=64)
+            if edit.is_dir():
+                with swapped(held_out.model.hf_model, edit):
+                    known[name] = held_out.measure()
+            elif edit.name == "base":
+                known[name] = held_out.measure()
+            else:
+                with held_out.model.edited(excise.Edit.load(edit)):
+                    known[name] = held_out.measure()
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(known))
+        return known[name]
+
+    rows = [{"method": "base", "seed": 0, "points": [judge("base", Path("base"))]}]
+    for method, seed, place in runs:
+        searched = json.loads((place / "searched.json").read_text())
+        points = [
+            {**judge(f"{place.name}/{point['edit']}", place / point["edit"]), "chosen": point["chosen"], "own": point}
+            for point in searched["points"]
+        ]
+        row = {"method": method, "seed": seed, **{key: searched[key] for key in ("seconds", "peak_bytes", "trials")}}
+        rows.append({**row, "points": points})
+    for place in incumbents:
+        result = json.loads((place / "result.json").read_text())
+        points = [
+            {**judge(f"{place.name}/{trial['index']}", place / "trials" / f"{trial['index']:03d}"), "chosen": False}
+            for trial in result["front"]
+        ]
+        peak = max(line["peak_rss"] for line in result["phases"] if line["phase"] != "export")
+        row = {"method": "incumbent", "seed": 0, "seconds": result["seconds"]["total"], "peak_bytes": peak}
+        rows.append({**row, "trials": len(result["trials"]), "points": points})
+    for row in rows:
+        row["hypervolume"] = hypervolume((point["rate"], point["kl_first"]["mean"]) for point in row["points"])
+    return rows
+
+
+def hypervolume(points: Iterable[tuple[float, float]]) -> float:
+    """Share of the rectangle up to rate 1 and KL `WORST_KL` that the points dominate."""
+    area, reached = 0.0, WORST_KL
+    for rate, kl in sorted(points):
+        if kl < reached:
+            area += (1.0 - rate) * (reached - kl)
+            reached = kl
+    return area / WORST_KL
+
+
+def _page(rows: Sequence[Mapping[str, Any]], budget: str) -> str:
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `python bench/search.py --write docs/benchmarks.md`; do not edit.",
+        "",
+        f"Bench model (135 M, a learned refusal), budget `{budget}`, 150 target and 150 baseline prompts of sources",
+        "that no search saw. KL in nats, base‖edited; rate by our detectors on 64 greedy tokens. Hypervolume: share of the",
+        f"rectangle up to rate 1 and first-token KL {WORST_KL} that a front dominates. One machine of two cores.",
+        "",
+        "| method | seed | trials | minutes | peak GB | hypervolume | held-out: rate at first-token KL (sequence KL) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        points = sorted(row["points"], key=lambda point: (point["rate"], point["kl_first"]["mean"]))
+        front = " · ".join(
+            f"{'**' if point.get('chosen') else ''}{point['rate']:.1%} at {point['kl_first']['mean']:.3f} "
+            f"({point['kl_sequence']['mean']:.3f}){'**' if point.get('chosen') else ''}"
+            for point in points
+        )
+        minutes, peak = (f"{row[key] / unit:.1f}" if key in row else "" for key, unit in _UNITS)
+        lines.append(
+            f"| {row['method']} | {row['seed']} | {row.get('trials', '')} | {minutes} | {peak} "
+            f"| {row['hypervolume']:.3f} | {front} |"
+        )
+    return "\n".join([*lines, "", "Bold: the edit that the search takes by itself.", ""])
+
+
+_UNITS = (("seconds", 60.0), ("peak_bytes", 1e9))
+
+if __name__ == "__main__":
+    main()
