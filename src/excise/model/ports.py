@@ -74,7 +74,9 @@ def read_directions(
     width = int(module.in_features)  # type: ignore[arg-type]
     device = compute_device(module)
     with torch.enable_grad():
-        zero = torch.zeros(len(directions), width, device=device, dtype=_compute_dtype(module), requires_grad=True)
+        zero = torch.zeros(
+            len(directions), width, device=device, dtype=_compute_dtype(model, module), requires_grad=True
+        )
         written = (module(zero).float() * directions.to(device)).sum()
         (gradient,) = torch.autograd.grad(written, zero)
     return gradient.float()
@@ -113,10 +115,11 @@ def compute_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _compute_dtype(module: nn.Module) -> torch.dtype:
-    """What the module takes: that of its weight, or of its dequantised weight."""
+def _compute_dtype(model: nn.Module, module: nn.Module) -> torch.dtype:
+    """What the module takes: that of its weight, or of its dequantised weight, or else the model's."""
     weight = next(module.parameters())
     if weight.is_floating_point():
         return weight.dtype
     packed: Any = getattr(weight, "quant_state", None)
-    return getattr(packed, "dtype", None) or torch.float16
+    dtype: torch.dtype = getattr(packed, "dtype", None) or getattr(model, "dtype", torch.float32)
+    return dtype
