@@ -8,6 +8,7 @@ import torch
 from accelerate import cpu_offload
 from torch import Tensor, nn
 
+import excise
 from excise.behaviors import Behavior, SplitSizes
 from excise.edit import LowRank
 from excise.model import EditableModel
@@ -85,3 +86,14 @@ def test_the_result_does_not_depend_on_where_it_is_stored(behavior: Behavior, tm
     kept = search(model, behavior, splits=behavior.splits(SIZES), budget="quick", trials=7, directory=tmp_path)
     free = searched(model, behavior)
     assert [trial.measured for trial in kept.history] == [trial.measured for trial in free.history]
+
+
+def test_a_handful_of_fit_prompts_does_not_win_by_fitting_them(behavior: Behavior) -> None:
+    """What is taken is chosen on prompts that the polish never saw."""
+    model = another()
+    splits = behavior.splits(SplitSizes(fit=3, tune=12, select=12, report=12))
+    found = search(model, behavior, splits=splits, budget="quick")
+    taken = next(point for point in found.front if point.edit is found.best)
+    assert abs(taken.select.rate - taken.tune.rate) <= 0.35
+    scores = excise.evaluate(model, behavior, edit=found.best, split="report", splits=splits)
+    assert abs(scores.rate.value - taken.rate) <= 0.35
