@@ -73,7 +73,7 @@ def behavior_rate(
                 detectors' window has passed; what the rest of that response would have been stays unknown, so fewer
                 responses may be labelled degenerate
     """
-    stop = _decided(behavior, model.template) if stop_early else None
+    stop = decided_by(behavior, model.template) if stop_early else None
     responses = generate(
         model,
         prompts,
@@ -95,7 +95,8 @@ def answer_of(text: str, template: ChatTemplate, *, inside: bool = False) -> str
     return text[template.answer_start(text, inside=inside) :]
 
 
-def _decided(behavior: Behavior, template: ChatTemplate) -> Callable[[str], bool]:
+def decided_by(behavior: Behavior, template: ChatTemplate) -> Callable[[str], bool]:
+    """Whether a text shows the behavior beyond doubt, or can no longer show it: see `stop_early`."""
     inside = template.opens_thinking(thinking=behavior.thinking)
     window = behavior.detectors.window
 
