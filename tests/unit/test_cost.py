@@ -301,6 +301,25 @@ def test_a_run_keeps_its_forecast_and_goes_on_without_one(
     assert len(heard) == (0 if fails else 1)
 
 
+def test_memory_of_a_gpu_holds_what_pytorch_keeps_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def says(value: object):  # type: ignore[no-untyped-def]
+        return lambda *_: value
+
+    for name, value in {
+        "mem_get_info": (5000, 9000),
+        "memory_reserved": 3000,
+        "memory_allocated": 1000,
+        "max_memory_allocated": 2500,
+        "device_count": 2,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, says(value))
+    device = torch.device("cuda", 0)
+    assert free.free_memory(device) == 5000 + 2000
+    assert free.taken_memory(device) == 2000
+    assert free.peak_memory(device) == 5000
+    assert free.peak_memory(torch.device("cpu")) == free.peak_resident()
+
+
 def test_memory_that_a_container_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(free, "_CONTAINER", tmp_path)
     (tmp_path / "memory.max").write_text("1000000\n")
@@ -309,4 +328,4 @@ def test_memory_that_a_container_leaves(tmp_path: Path, monkeypatch: pytest.Monk
     assert free.free_memory(torch.device("cpu")) == 350_000
     (tmp_path / "memory.max").write_text("max\n")
     assert free.free_memory(torch.device("cpu")) > 350_000
-    assert 0 < free.resident() <= free.peak_resident() * 1.01
+    assert 0 < free.taken_memory(torch.device("cpu")) <= free.peak_resident() * 1.01

@@ -19,7 +19,7 @@ from excise.model.forward import rows_that_fit
 from excise.model.onset import onset_token
 from excise.model.precision import LARGE
 from excise.search.cost import memory
-from excise.search.cost.free import free_memory, peak_memory, peak_resident, resident
+from excise.search.cost.free import free_memory, peak_memory, peak_resident, resident, taken_memory
 from excise.search.cost.sizes import Sizes, sizes_of
 from excise.search.cost.speed import Sampled, measure
 from excise.search.cost.work import CONTINUED, Estimate, Side, Workload
@@ -128,7 +128,7 @@ def _forecast(
 ) -> Forecast:
     found = {name: moment for name, moment in found.items() if name != "bake" or "bake" in wanted}
     cuda = device.type == "cuda"
-    now = torch.cuda.memory_allocated(device) if cuda else resident()
+    now = taken_memory(device)
     spare = 0 if cuda else _SPARE
     there = {name: now + spare + each.device + (0 if cuda else each.host) for name, each in found.items()}
     here = there if not cuda else {name: resident() + _SPARE + each.host for name, each in found.items()}

@@ -23,6 +23,13 @@ def free_memory(device: torch.device) -> int:
     return min(_machine(), _container())
 
 
+def taken_memory(device: torch.device) -> int:
+    """Bytes that this process has now where a model computes: on all GPUs, or of main memory."""
+    if device.type == "cuda":
+        return sum(torch.cuda.memory_allocated(index) for index in range(torch.cuda.device_count()))
+    return resident()
+
+
 def resident() -> int:
     """Bytes of main memory that this process has now, or has had at most where that is all the system tells."""
     with suppress(OSError, ValueError, IndexError):
