@@ -20,6 +20,7 @@ from excise.search import polish as polish_module
 from excise.search import search
 from excise.search.closed_form import conditional, conditional_factors
 from excise.search.factors import Factors
+from excise.search.gradients import frozen
 from excise.search.lessons import Lessons, answers, learn, openings
 from excise.search.losses import answer_loss, divergences, onset_loss
 from excise.search.polish import Phase, Polish, Recipe
@@ -250,6 +251,17 @@ def test_any_other_error_of_a_step_is_not_tried_again(room: Classroom, monkeypat
     with pytest.raises(RuntimeError, match="shapes"):
         list(polish.run())
     assert polish.micro == 12
+
+
+def test_the_head_reads_its_input_in_one_piece(room: Classroom) -> None:
+    """Else PyTorch copies the weight of a head without gradients for every row."""
+    seen: list[bool] = []
+    head = room.model.hf_model.get_output_embeddings()
+    with frozen(room.model.hf_model):
+        last = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].is_contiguous()))
+        room.model.hf_model(input_ids=random_tokens(), logits_to_keep=2)
+    last.remove()
+    assert seen == [True]
 
 
 def test_what_fits_is_remembered_with_the_polish(room: Classroom, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def measure(
     some = [baseline[0]] * rows if equal else list(baseline[:rows])
     tokens = rows * max(len(row) for row in some)
     positions = min(_POSITIONS, *(len(row) for row in some))
-    read = _seconds(model, lambda: _pass(model, some, 1))
+    read = one if rows == 1 else _seconds(model, lambda: _pass(model, some, 1))
     compared = _seconds(model, lambda: _compare(_pass(model, some, positions)))
     token = max(read - least, 0.2 * read) / max(tokens - 1, 1)
     start = max(least - token, 0.0)
