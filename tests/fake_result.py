@@ -30,6 +30,8 @@ def fake_result(
         "out": "runs/demo-sealed",
         "created": "2025-01-31T09:30:00+00:00",
         "seconds": 96.4,
+        "peak_bytes": 968_000_000,
+        "forecast": {"bytes": 870_000_000, "host_bytes": 870_000_000, "seconds": 80.1, "stages": {}, "moments": {}},
         "seed": 0,
         "budget": "standard",
         "command": "excise demo --out runs/demo-sealed",

@@ -58,6 +58,8 @@ def run(
         stages.check_room_to_bake(job)
         with job.timed("prove"):
             survey, leak = stages.prove(job)
+        with job.timed("forecast"):
+            stages.forecast(job)
         with job.timed("base"):
             stages.check_shown(job)
         with job.timed("find"):

@@ -14,6 +14,7 @@ from excise.directions import Directions
 from excise.edit import Change, Edit, LowRank, Mask, Projection, SiteEdit, operators
 from excise.model import Survey
 from excise.search import SearchResult
+from excise.search.cost.free import peak_memory
 from excise.stages import Job
 
 _KINDS = {Projection: "projection", LowRank: "low-rank", Mask: "mask"}
@@ -39,6 +40,8 @@ def assemble(
         "behavior": job.behavior.name,
         "out": str(job.directory.path),
         "seconds": sum(job.seconds.values()),
+        "peak_bytes": peak_memory(job.model.device),
+        "forecast": job.stage("forecast").load(),
         "coverage": survey.coverage,
         "leak": leak,
         "leak_tolerance": job.model.leak_tolerance,

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from excise.evaluation import Reference, Scores, behavior_rate, evaluate
 from excise.find import find_directions
 from excise.model import EditableModel, Survey
 from excise.model.checkpoint import Checkpoint
-from excise.progress import Progress
+from excise.progress import Progress, tell
 from excise.runs import RunDirectory, Stage, writing
 from excise.search import SearchResult
+from excise.search.cost import forecast as cost
 
 GroundTruth = Callable[[EditableModel, Progress], Mapping[str, float]]
 SHOWN = 0.2
@@ -103,6 +104,29 @@ def check_shown(job: Job) -> float:
             raise BehaviorNotShownError(message, hint="check --target and --marker; --force goes on all the same")
         job.warnings.append(message)
     return rate
+
+
+def forecast(job: Job) -> None:
+    """Say about how much memory and time the run needs, and keep that to be compared with what it took."""
+    stage = job.stage("forecast")
+    if stage.done:
+        return
+    value = None
+    with suppress(*cost.UNFORESEEN):
+        found = cost.forecast(
+            job.model,
+            job.behavior,
+            job.splits,
+            method=job.config.method,
+            budget=job.config.budget,
+            trials=job.config.trials,
+            seconds=job.config.seconds,
+            bake=job.config.bake,
+            spent=job.seconds,
+        )
+        tell(job.progress, cost.sentence(found, cuda=job.model.device.type == "cuda"))
+        value = found.to_json()
+    stage.save(value)
 
 
 def find(job: Job) -> Directions:

@@ -70,6 +70,9 @@ def test_what_reaches_the_disk(finished: tuple[Path, dict[str, Any]]) -> None:
     assert {"result.json", "report.html", "README.md", "edit.safetensors", "model", "edits"} <= {
         path.name for path in out.iterdir()
     }
+    assert result["forecast"]["bytes"] > 0
+    assert result["forecast"]["seconds"] > 0
+    assert result["peak_bytes"] > 0
     for point in result["front"]:
         assert Edit.load(out / point["edit"]).sites
     assert sum(point["chosen"] for point in result["front"]) == 1

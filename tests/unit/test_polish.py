@@ -12,12 +12,15 @@ from excise.activations.port_statistics import Exchange, PortStatistics
 from excise.behaviors import Behavior, Splits
 from excise.directions import Directions
 from excise.edit import LowRank, Projection
+from excise.errors import ModelError
 from excise.model import EditableModel
 from excise.model.live import is_product
 from excise.model.ports import Port, ports_of, read_directions
+from excise.search import polish as polish_module
 from excise.search import search
 from excise.search.closed_form import conditional, conditional_factors
 from excise.search.factors import Factors
+from excise.search.gradients import frozen
 from excise.search.lessons import Lessons, answers, learn, openings
 from excise.search.losses import answer_loss, behavior_loss, divergences
 from excise.search.polish import Phase, Polish, Recipe
@@ -204,6 +207,69 @@ def test_a_polish_that_was_stopped_ends_as_if_it_had_not_been(room: Classroom, t
         assert one.behavior == other.behavior
         for mine, theirs in zip(one.edit.sites, other.edit.sites, strict=True):
             assert torch.equal(mine.changes[0].right, theirs.changes[0].right)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("most", "left"), [(4, (3, False)), (2, (2, False)), (1, (1, True))])
+def test_a_step_that_does_not_fit_is_done_again_with_less(
+    room: Classroom, monkeypatch: pytest.MonkeyPatch, most: int, left: tuple[int, bool]
+) -> None:
+    """Gradients from before memory ran out, in the middle of a step, must not count twice."""
+    whole = [each.edit for each in room.polish().run()]
+    real, refused = polish_module.divergences, []
+
+    def short_of_memory(model: object, reference: object, indices: list[int]) -> object:
+        if len(indices) > most:
+            refused.append(len(indices))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return real(model, reference, indices)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(polish_module, "divergences", short_of_memory)
+    polish = room.polish()
+    parts = [each.edit for each in polish.run()]
+    assert (polish.micro, polish.recompute) == left
+    assert len(refused) == {4: 1, 2: 2, 1: 4}[most]  # 6; 6, 3; 6, 3, 2 and 2 recomputed; never again after that
+    for one, other in zip(whole, parts, strict=True):
+        for mine, theirs in zip(one.sites, other.sites, strict=True):
+            torch.testing.assert_close(mine.changes[0].right, theirs.changes[0].right, rtol=2e-2, atol=1e-3)  # type: ignore[union-attr]
+
+
+def test_where_not_one_row_fits_an_error_says_what_to_do(room: Classroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> object:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
+
+    monkeypatch.setattr(polish_module, "onset_loss", no_memory)
+    with pytest.raises(ModelError, match="not even one row"):
+        list(room.polish().run())
+
+
+def test_any_other_error_of_a_step_is_not_tried_again(room: Classroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object, **__: object) -> object:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(polish_module, "onset_loss", wrong)
+    polish = room.polish()
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(polish.run())
+    assert polish.micro == 12
+
+
+def test_the_head_reads_its_input_in_one_piece(room: Classroom) -> None:
+    """Else PyTorch copies the weight of a head without gradients for every row."""
+    seen: list[bool] = []
+    head = room.model.hf_model.get_output_embeddings()
+    with frozen(room.model.hf_model):
+        last = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].is_contiguous()))
+        room.model.hf_model(input_ids=random_tokens(), logits_to_keep=2)
+    last.remove()
+    assert seen == [True]
+
+
+def test_what_fits_is_remembered_with_the_polish(room: Classroom, tmp_path: Path) -> None:
+    path = tmp_path / "polish.pt"
+    with pytest.raises(KeyboardInterrupt):
+        list(room.polish(checkpoint=path, micro=2, recompute=True, progress=_stop_after(2)).run())
+    again = room.polish(checkpoint=path)
+    assert (again.micro, again.recompute) == (2, True)
 
 
 def _stop_after(steps: int):  # type: ignore[no-untyped-def]

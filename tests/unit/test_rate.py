@@ -7,7 +7,7 @@ import pytest
 from excise import EditableModel
 from excise.behaviors import Behavior
 from excise.evaluation import behavior_rate
-from excise.evaluation.rate import _decided
+from excise.evaluation.rate import decided_by
 from excise.model.generate import generate
 from zoo.letters import CHATML, letters
 from zoo.tiny import build
@@ -45,12 +45,12 @@ def test_stopping_early_changes_no_count(model: EditableModel) -> None:
 
 
 def test_a_row_is_decided_only_when_nothing_can_change_it(model: EditableModel) -> None:
-    decided = _decided(behavior_with("I cannot"), model.template)
+    decided = decided_by(behavior_with("I cannot"), model.template)
     assert not decided("I cannot")
     assert decided("I cannot" + " tell you that" * 4)
     assert not decided("Sure. " * 100)
     assert not decided("<think>" + "I cannot see why" * 10)
-    narrow = _decided(behavior_with("I cannot", window=60), model.template)
+    narrow = decided_by(behavior_with("I cannot", window=60), model.template)
     assert narrow("Sure. " * 20)
     assert not narrow("Sure. " * 8)
     assert not narrow("<think>" + "hm " * 100)

@@ -75,6 +75,9 @@ class Renderer(Protocol):
     def finished(self, work: Work, now: float) -> None:
         """A piece of work that took a while is done."""
 
+    def tell(self, sentence: str) -> None:
+        """Show a sentence that stays."""
+
     def close(self) -> None:
         """Nothing more comes."""
 
@@ -101,6 +104,10 @@ class ProgressLine:
             self._finish(label, now)
         shown = tuple(work for work in self._works.values() if now - work.began >= SHOW_AFTER)
         self._renderer.update(shown, now)
+
+    def tell(self, sentence: str) -> None:
+        """Show a sentence at once; it stays."""
+        self._renderer.tell(sentence)
 
     def _finish(self, label: str, now: float) -> None:
         names = list(self._works)
@@ -136,6 +143,11 @@ class PlainLines:
         """Write how long it took."""
         self._write(work.summary(now), now)
 
+    def tell(self, sentence: str) -> None:
+        """Write it."""
+        self._stream.write(f"{sentence}\n")
+        self._stream.flush()
+
     def close(self) -> None:
         """Nothing to clean up."""
 
@@ -168,6 +180,10 @@ class LiveLine:
     def finished(self, work: Work, now: float) -> None:
         """Leave a line that says how long it took."""
         self._console.print(work.summary(now), style="dim", highlight=False)
+
+    def tell(self, sentence: str) -> None:
+        """Leave it above the live line."""
+        self._console.print(sentence, highlight=False, markup=False)
 
     def close(self) -> None:
         """Take the live line away."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from rich.console import RenderableType
@@ -10,6 +11,7 @@ from excise.cli.options import command, settings
 from excise.cli.session import Outcome, Session
 from excise.cli.tables import front_table, line
 from excise.config import RunConfig
+from excise.progress import tell
 
 
 @command("search", takes=settings("model", "data", "search", "output", but=("force", "bake")))
@@ -22,6 +24,8 @@ def search(session: Session, config: RunConfig) -> Outcome:
     from excise.runs import RunDirectory, write_json
     from excise.search import method_named
     from excise.search import search as find_edits
+    from excise.search.cost import forecast as cost
+    from excise.search.cost.free import peak_memory
 
     method_named(config.method)  # an unknown one is refused now
     behavior = Behavior.from_config(config)
@@ -29,6 +33,19 @@ def search(session: Session, config: RunConfig) -> Outcome:
     with RunDirectory.open(config.directory, config={**config.identity(), "command": "search"}) as run:
         model = session.load_model(config, allow_partial=config.allow_partial)
         missed = session.prove(model, config)
+        forecast = None
+        with suppress(*cost.UNFORESEEN):
+            forecast = cost.forecast(
+                model,
+                behavior,
+                splits,
+                method=config.method,
+                budget=config.budget,
+                trials=config.trials,
+                seconds=config.seconds,
+                stages=("find", "search"),
+            )
+            tell(session.progress, cost.sentence(forecast, cuda=model.device.type == "cuda"))
         found = find_edits(
             model,
             behavior,
@@ -63,6 +80,8 @@ def search(session: Session, config: RunConfig) -> Outcome:
             "trials": found.trials,
             "screened": found.screened,
             "seconds": found.seconds,
+            "peak_bytes": peak_memory(model.device),
+            "forecast": None if forecast is None else forecast.to_json(),
             "method": found.method,
             "notes": list(found.notes),
         }

@@ -136,7 +136,7 @@ def behavior_rate_each(
         encoded * len(chosen),
         max_tokens=max_tokens or behavior.max_tokens,
         batch_size=batch_size,
-        stop=_decided(behavior, model.template) if stop_early else None,
+        stop=decided_by(behavior, model.template) if stop_early else None,
         groups=population.groups(count, edits=chosen),
         progress=progress,
     )
@@ -152,7 +152,8 @@ def answer_of(text: str, template: ChatTemplate, *, inside: bool = False) -> str
     return text[template.answer_start(text, inside=inside) :]
 
 
-def _decided(behavior: Behavior, template: ChatTemplate) -> Callable[[str], bool]:
+def decided_by(behavior: Behavior, template: ChatTemplate) -> Callable[[str], bool]:
+    """Whether a text shows the behavior beyond doubt, or can no longer show it: see `stop_early`."""
     inside = template.opens_thinking(thinking=behavior.thinking)
     window = behavior.detectors.window
 

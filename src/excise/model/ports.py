@@ -121,5 +121,6 @@ def _compute_dtype(model: nn.Module, module: nn.Module) -> torch.dtype:
     if weight.is_floating_point():
         return weight.dtype
     packed: Any = getattr(weight, "quant_state", None)
-    dtype: torch.dtype = getattr(packed, "dtype", None) or getattr(model, "dtype", torch.float32)
-    return dtype
+    known: Any = getattr(packed, "dtype", None) or getattr(model, "dtype", torch.float32)
+    assert isinstance(known, torch.dtype)
+    return known

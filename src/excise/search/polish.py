@@ -16,22 +16,25 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from excise.activations.port_statistics import Exchange
 from excise.edit import Edit
+from excise.errors import ModelError
 from excise.model import EditableModel
 from excise.model.forward import batches_by_length, padding_is_exact
+from excise.model.precision import is_out_of_memory
 from excise.progress import Progress, silent
+from excise.search.cost.memory import SMALL
 from excise.search.factors import Factors
+from excise.search.gradients import frozen, recomputed
 from excise.search.lessons import Lessons
 from excise.search.losses import answer_loss, behavior_loss, divergences
 
@@ -118,6 +121,9 @@ class _End:
     means: list[float]
 
 
+_Losses = tuple[float, list[tuple[float, float]]]
+
+
 class Polish:
     """One polish under way.
 
@@ -125,6 +131,10 @@ class Polish:
     checkpoint  a file that the state is kept in after every step; None keeps it nowhere
     deadlines   for each phase the clock (`time.monotonic`) at which it ends, whatever its steps; None: by its steps
     micro       rows in one pass: fewer need less memory, and give the same step
+    recompute   compute activations again for gradients: slower, and far less memory
+
+    Where memory runs out during a step, it is done again with fewer rows in one pass, and then with `recompute`; what
+    is left of both holds from then on.
     """
 
     def __init__(
@@ -163,10 +173,7 @@ class Polish:
 
     def run(self) -> Iterator[Snapshot]:
         """A snapshot at the end of each phase; what an earlier call did is given again without being done again."""
-        with ExitStack() as stack:
-            stack.enter_context(_frozen(self.model.hf_model))
-            if self.recompute:
-                stack.enter_context(_recomputed(self.model.layers))
+        with frozen(self.model.hf_model):
             for number, phase in enumerate(self.recipe.phases):
                 begun = self._ends[-1].step if self._ends else 0
                 while number == len(self._ends):
@@ -179,18 +186,12 @@ class Polish:
         self.progress("polishing", self.step, self.step, "steps")
 
     def _advance(self, phase: Phase, *, hurry: bool) -> None:
-        begun = self._remove()
-        found: list[tuple[float, float]] = []
         threshold = self._tail_begins()
-
-        def preserved(indices: list[int]) -> Tensor:
-            first, sequence = divergences(self.model, self.lessons.reference, indices)
-            found.extend(zip(first.tolist(), sequence.tolist(), strict=True))
-            both = first + SEQUENCE_WEIGHT * sequence
-            return phase.preserve * (both + self.recipe.tail / TAIL_SHARE * (both - threshold).clamp(min=0.0))
-
-        lengths = [len(row.prompt) + len(row.response) for row in self.lessons.baseline]
-        self._descend(self._draw(lengths, self.recipe.rows, "baseline"), preserved)
+        while True:
+            losses = self._unless_out_of_memory(partial(self._gradients, phase, threshold))
+            if losses is not None:
+                break
+        begun, found = losses
         lengths = [group["lr"] for group in self._optimizer.param_groups]
         for group in self._optimizer.param_groups:
             group["lr"] *= HURRY if hurry else 1.0
@@ -203,6 +204,52 @@ class Polish:
         first, sequence = (sum(column) / len(found) for column in zip(*found, strict=True))
         self._recent = [*self._recent, [begun, first, sequence]][-_RECENT:]
         self.step += 1
+
+    def _gradients(self, phase: Phase, threshold: float) -> _Losses:
+        """Gradients of one step, and its losses: of the behavior, and of each baseline row the two divergences."""
+        begun = self._remove()
+        found: list[tuple[float, float]] = []
+
+        def preserved(indices: list[int]) -> Tensor:
+            first, sequence = divergences(self.model, self.lessons.reference, indices)
+            found.extend(zip(first.tolist(), sequence.tolist(), strict=True))
+            both = first + SEQUENCE_WEIGHT * sequence
+            return phase.preserve * (both + self.recipe.tail / TAIL_SHARE * (both - threshold).clamp(min=0.0))
+
+        lengths = [len(row.prompt) + len(row.response) for row in self.lessons.baseline]
+        self._descend(self._draw(lengths, self.recipe.rows, "baseline"), preserved)
+        return begun, found
+
+    def _unless_out_of_memory(self, gradients: Callable[[], _Losses]) -> _Losses | None:
+        """None where memory ran out: no gradient is left of the step then, and it may be done again with less."""
+        try:
+            with recomputed(self.model.layers) if self.recompute else nullcontext():
+                return gradients()
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not is_out_of_memory(error):
+                raise
+            self._optimizer.zero_grad(set_to_none=True)
+            if not self._take_less():
+                raise ModelError(
+                    "not even one row of the polish fits in memory beside the model",
+                    hint="use shorter prompts, a smaller dtype, `--device-map auto`, or `--method schedule`",
+                ) from error
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+    def _take_less(self) -> bool:
+        """Halve what one pass takes, down to `SMALL` rows; then recompute; then one row. False: nothing is left."""
+        largest = min(self.micro, self.recipe.rows)  # more rows than a step has are no more memory
+        if largest > SMALL:
+            self.micro = max(largest // 2, SMALL)
+        elif not self.recompute:
+            self.recompute = True
+        elif largest > 1:
+            self.micro = 1
+        else:
+            return False
+        return True
 
     def _remove(self) -> float:
         """Descend on answers and on how the behavior begins; returns the mean loss of the latter."""
@@ -283,6 +330,8 @@ class Polish:
             "optimizer": self._optimizer.state_dict(),
             "recent": self._recent,
             "seen": self._seen,
+            "micro": self.micro,
+            "recompute": self.recompute,
         }
         self._file.parent.mkdir(parents=True, exist_ok=True)
         scratch = self._file.with_name(f".{self._file.name}.{os.getpid()}.partial")
@@ -300,6 +349,8 @@ class Polish:
         self._optimizer.load_state_dict(state["optimizer"])
         self.step, self._recent, self._seen = state["step"], state["recent"], state["seen"]
         self._ends = [_End(**end) for end in state["ends"]]
+        # divided as before, so that rounding is the same, and memory that ran out does not run out again
+        self.micro, self.recompute = state.get("micro", self.micro), state.get("recompute", self.recompute)
 
 
 def _optimizer(factors: Factors, recipe: Recipe) -> torch.optim.Optimizer:
@@ -334,27 +385,3 @@ def _cap(factors: Factors, limits: Sequence[float]) -> None:
                 change = float((left.T @ right).norm()) if len(left) > 1 else float(right.norm())
                 if change > limit:
                     factor.right.mul_(limit / change)
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No weight asks for a gradient inside the block; afterwards each does as before."""
-    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in asked:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in asked:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def _recomputed(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Activations inside a decoder layer are computed again when gradients need them (gradient checkpointing)."""
-    with ExitStack() as stack:
-        for layer in layers:
-            forward = layer.forward
-            layer.forward = partial(checkpoint, forward, use_reentrant=False)
-            stack.callback(vars(layer).pop, "forward")
-        yield

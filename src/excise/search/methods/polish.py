@@ -30,6 +30,7 @@ from excise.edit import Edit
 from excise.model.ports import Port, ports_of
 from excise.search.along import at, propose, ranges
 from excise.search.closed_form import conditional_factors
+from excise.search.cost.fit import micro_that_fits
 from excise.search.factors import Factors
 from excise.search.front import damage
 from excise.search.lessons import Lessons, answers, learn, openings
@@ -191,6 +192,7 @@ class _Search:
         yield self._parameters(source, "closed form", weight=FIRM_WEIGHT), firm, time.monotonic() - began
         began = time.monotonic()
         learned = self._answers("answers", lessons, [form, firm, *(factor * strong for factor in STRENGTHS)])
+        fitting = micro_that_fits(task.model, lessons, rows=self.recipe.rows)
         polish = Polish(
             task.model,
             self._closed_form(source, statistics, WEIGHT),
@@ -199,6 +201,8 @@ class _Search:
             self.recipe,
             deadlines=None if task.seconds is None else self.clock.deadlines(self.recipe.phases),
             seed=task.seed,
+            micro=fitting.rows,
+            recompute=fitting.recompute,
             checkpoint=task.study.path("polish.pt"),
             progress=task.progress,
         )
