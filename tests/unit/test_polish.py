@@ -237,7 +237,7 @@ def test_where_not_one_row_fits_an_error_says_what_to_do(room: Classroom, monkey
     def no_memory(*_: object, **__: object) -> object:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
 
-    monkeypatch.setattr(polish_module, "onset_loss", no_memory)
+    monkeypatch.setattr(polish_module, "behavior_loss", no_memory)
     with pytest.raises(ModelError, match="not even one row"):
         list(room.polish().run())
 
@@ -246,7 +246,7 @@ def test_any_other_error_of_a_step_is_not_tried_again(room: Classroom, monkeypat
     def wrong(*_: object, **__: object) -> object:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(polish_module, "onset_loss", wrong)
+    monkeypatch.setattr(polish_module, "behavior_loss", wrong)
     polish = room.polish()
     with pytest.raises(RuntimeError, match="shapes"):
         list(polish.run())

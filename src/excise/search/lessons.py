@@ -12,7 +12,6 @@ from statistics import median
 from excise.activations.port_statistics import Exchange
 from excise.behaviors import Behavior, PromptSet
 from excise.edit import Edit
-from excise.errors import BehaviorNotShownError
 from excise.evaluation import Reference, behavior_rate
 from excise.model import EditableModel
 from excise.model.generate import generate_from_tokens
@@ -30,12 +29,14 @@ class Lessons:
     """The base model on the fit split.
 
     target     prompts whose response shows the behavior, with that response; `focus` is where it begins
+    shown      whether there are any: where not, `target` is all prompts, as if the behavior began at once
     names      those prompts as text
     baseline   baseline prompts with the base model's response
     reference  the base model's logits on those
     """
 
     target: tuple[Exchange, ...]
+    shown: bool
     names: tuple[str, ...]
     baseline: tuple[Exchange, ...]
     reference: Reference
@@ -55,8 +56,8 @@ def learn(
     batch_size: int | None = None,
     progress: Progress = silent,
 ) -> Lessons:
-    """Ask the base model, which must have no edit live. Raises `BehaviorNotShownError` where it shows nothing."""
-    shown = behavior_rate(
+    """Ask the base model, which must have no edit live."""
+    found = behavior_rate(
         model,
         prompts.target,
         behavior,
@@ -68,16 +69,18 @@ def learn(
     encoded = model.template.encode(prompts.target, system=behavior.system, thinking=behavior.thinking)
     inside = model.template.opens_thinking(thinking=behavior.thinking)
     target, names = [], []
-    for prompt, text, response in zip(encoded, prompts.target, shown.responses, strict=True):
+    for prompt, text, response in zip(encoded, prompts.target, found.responses, strict=True):
         place = onset_token(response, behavior, model.template, inside=inside)
         if place is not None:
             target.append(Exchange(tuple(prompt), response.tokens[: place + WINDOW], place))
             names.append(text)
-    if not target:
-        raise BehaviorNotShownError(
-            f"{model.name} shows '{behavior.name}' on none of {len(prompts.target)} fit prompts",
-            hint="check --target and --marker: there is nothing to learn from",
-        )
+    shown = bool(target)
+    if not shown:
+        names = list(prompts.target)
+        target = [
+            Exchange(tuple(prompt), response.tokens[:WINDOW])
+            for prompt, response in zip(encoded, found.responses, strict=True)
+        ]
     middle = round(median(each.focus for each in target))
     reference = Reference.measure(
         model,
@@ -91,7 +94,7 @@ def learn(
         Exchange(prompt, response.tokens, min(middle, len(response.tokens) - 1))
         for prompt, response in zip(reference.prompts, reference.responses, strict=True)
     ]
-    return Lessons(tuple(target), tuple(names), tuple(baseline), reference)
+    return Lessons(tuple(target), shown, tuple(names), tuple(baseline), reference)
 
 
 def openings(

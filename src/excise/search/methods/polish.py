@@ -191,6 +191,9 @@ class _Search:
         firm = self._closed_form(source, statistics, FIRM_WEIGHT).edit()
         yield self._parameters(source, "closed form", weight=FIRM_WEIGHT), firm, time.monotonic() - began
         began = time.monotonic()
+        if not lessons.shown:
+            task.state("no polish: the base model shows the behavior on none of the fit prompts")
+            return
         learned = self._answers("answers", lessons, [form, firm, *(factor * strong for factor in STRENGTHS)])
         fitting = micro_that_fits(task.model, lessons, rows=self.recipe.rows)
         polish = Polish(
