@@ -92,8 +92,12 @@ class Study:
         return Edit.load(self._edit_file(index))
 
     def path(self, name: str) -> Path | None:
-        """Where a file of this study belongs; None for a study in memory."""
-        return None if self._edit_files is None else self._edit_files.parent.parent / name
+        """Where a file that all studies of this directory share belongs; None for a study in memory."""
+        return None if self._directory is None else self._directory / name
+
+    def own_path(self, name: str) -> Path | None:
+        """Where a file of this study alone belongs; None for a study in memory."""
+        return None if self._edit_files is None else self._edit_files / name
 
     def note(self, name: str) -> Any:
         """A JSON value remembered beside the trials; None where there is none."""

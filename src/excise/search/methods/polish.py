@@ -190,11 +190,22 @@ class _Search:
         source, form = self.sources[best], forms[best]
         firm = self._closed_form(source, statistics, FIRM_WEIGHT).edit()
         yield self._parameters(source, "closed form", weight=FIRM_WEIGHT), firm, time.monotonic() - began
-        began = time.monotonic()
-        if not lessons.shown:
+        if lessons.shown:
+            yield from self._polished(lessons, statistics, best, [form, firm, *(each * strong for each in STRENGTHS)])
+        else:
             task.state("no polish: the base model shows the behavior on none of the fit prompts")
-            return
-        learned = self._answers("answers", lessons, [form, firm, *(factor * strong for factor in STRENGTHS)])
+
+    def _polished(
+        self, lessons: Lessons, statistics: Mapping[str, PortStatistics], best: int, known: Sequence[Edit]
+    ) -> Iterator[Candidate]:
+        """The end of each phase of a polish, then what lies between them.
+
+        best   the source whose closed form it begins with
+        known  edits that are asked for answers, that closed form first
+        """
+        task, source = self.task, self.sources[best]
+        began = time.monotonic()
+        learned = self._answers("answers", lessons, known)
         fitting = micro_that_fits(task.model, lessons, rows=self.recipe.rows)
         polish = Polish(
             task.model,
@@ -206,10 +217,10 @@ class _Search:
             seed=task.seed,
             micro=fitting.rows,
             recompute=fitting.recompute,
-            checkpoint=task.study.path("polish.pt"),
+            checkpoint=task.study.own_path("polish.pt"),
             progress=task.progress,
         )
-        path = [form]
+        path = [known[0]]
         for number, snapshot in enumerate(polish.run()):
             if number == 0:  # by now it answers what no edit before it did
                 polish.answers = self._answers("more answers", lessons, [snapshot.edit], known=learned)
