@@ -15,8 +15,10 @@ from excise.edit import Edit
 from excise.search.proposer import frozen, quiet
 from excise.search.trial import Trial
 
-WEAKEST, STRONGEST = 0.6, 1.5
-_BEGIN_WITH = ((1.0, 1.25), (1.0, 0.8), (0.5, 1.0))
+WEAKEST, STRONGEST = 1.0, 1.5
+"""Never weaker than polished: prompts of the same source do not tell how soon the behavior then comes back elsewhere."""
+
+_BEGIN_WITH = ((1.0, 1.25), (0.5, 1.0), (0.25, 1.25))
 """Proposed first: share of the path, strength."""
 
 
