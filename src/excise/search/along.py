@@ -16,7 +16,7 @@ from excise.search.proposer import frozen, quiet
 from excise.search.trial import Trial
 
 WEAKEST, STRONGEST = 1.0, 1.5
-"""Never weaker than polished: prompts of the same source do not tell how soon the behavior then comes back elsewhere."""
+"""Never weaker than polished: prompts of one source do not tell how soon the behavior then comes back on another."""
 
 _BEGIN_WITH = ((1.0, 1.25), (0.5, 1.0), (0.25, 1.25))
 """Proposed first: share of the path, strength."""
