@@ -171,7 +171,7 @@ def test_gradients_are_finite_differences(room: Classroom, side: str, kind: str)
         value.requires_grad_(True)
     gradients = torch.autograd.grad(loss(), values)
     generator = torch.Generator().manual_seed(0)
-    steps = [torch.randn(value.shape, generator=generator) * value.norm() * 2e-3 for value in values]
+    steps = [torch.randn(value.shape, generator=generator) * float(value.detach().norm()) * 2e-3 for value in values]
     ends = []
     with torch.no_grad():
         for sign in (1, -2):
