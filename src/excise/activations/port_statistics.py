@@ -6,7 +6,6 @@ All of it is independent of any direction, so one pass serves every direction an
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from excise.model.forward import Batch, forward, pad_id, pad_left, rows_that_fit
 from excise.model.ports import Port
 from excise.model.trace import attached
 from excise.progress import Progress, silent
+from excise.runs import writing
 
 KEYS_BEFORE, KEYS_AFTER = 3, 8
 """Key tokens: how many before the place where the behavior is decided, and from there on."""
@@ -156,7 +156,7 @@ def _key_tokens(exchanges: Sequence[Exchange], batch: Batch) -> Int[Tensor, " to
 
 
 def save(statistics: dict[str, PortStatistics], path: Path, *, key: str) -> None:
-    """Write statistics to one file, whole or not at all; `key` is of all that they depend on."""
+    """Write statistics to one file, whole or not at all (`DiskFullError`); `key` is of all that they depend on."""
     tensors: dict[str, Tensor] = {}
     header: dict[str, Any] = {"key": key, "ports": {}}
     for name, each in statistics.items():
@@ -169,13 +169,8 @@ def save(statistics: dict[str, PortStatistics], path: Path, *, key: str) -> None
                     tensors[f"{name}/{side}/{kind}"] = getattr(moment, kind).contiguous()
         tensors[f"{name}/key_mean"], tensors[f"{name}/baseline_mean"] = each.key_mean, each.baseline_mean
         header["ports"][name] = numbers
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with writing(path) as scratch:
         save_file(tensors, scratch, metadata={_HEADER: json.dumps(header)})
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def load(path: Path, *, key: str) -> dict[str, PortStatistics] | None:

@@ -13,7 +13,6 @@ point of the front.
 from __future__ import annotations
 
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +31,7 @@ from excise.model import EditableModel
 from excise.model.forward import batches_by_length, padding_is_exact
 from excise.model.precision import is_out_of_memory
 from excise.progress import Progress, silent
+from excise.runs import writing
 from excise.search.cost.memory import SMALL
 from excise.search.factors import Factors
 from excise.search.gradients import frozen, recomputed
@@ -333,13 +333,8 @@ class Polish:
             "micro": self.micro,
             "recompute": self.recompute,
         }
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self._file.with_name(f".{self._file.name}.{os.getpid()}.partial")
-        try:
+        with writing(self._file) as scratch:
             torch.save(state, scratch)
-            scratch.replace(self._file)
-        finally:
-            scratch.unlink(missing_ok=True)
 
     def _load(self) -> None:
         if self._file is None or not self._file.is_file():

@@ -87,16 +87,18 @@ class Task:
         *,
         limits: Limits = UNLIMITED,
         keep: bool = False,
+        making: float = 0.0,
     ) -> Trial:
         """Measure an edit on the tune split and add it to the study as the next trial.
 
         distributions  that its parameters lie in
         limits         when to give it up before generation; by default it is measured in full
         keep           whether the edit itself is kept: where its parameters do not say what it is
+        making         seconds that it took to make the edit; they count as the trial's
         """
         started = time.monotonic()
         measured = self.tune(edit, limits)
-        trial = Trial(len(self.study.trials), parameters, measured, round(time.monotonic() - started, 3))
+        trial = Trial(len(self.study.trials), parameters, measured, round(making + time.monotonic() - started, 3))
         self.study.append(trial, distributions, edit if keep else None)
         return trial
 

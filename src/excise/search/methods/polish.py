@@ -74,11 +74,8 @@ class PolishMethod(Method):
         search = _Search(task)
         for index, (parameters, edit, seconds) in enumerate(search.candidates()):
             if index >= len(task.study.trials):
-                began = time.monotonic()
-                measured = task.tune(edit)
-                search.clock.measuring = time.monotonic() - began
-                taken = round(seconds + search.clock.measuring, 3)
-                task.study.append(Trial(index, parameters, measured, taken), search.distributions, edit)
+                trial = task.add_trial(parameters, edit, search.distributions, keep=True, making=seconds)
+                search.clock.measuring = trial.seconds - seconds
                 task.progress("trials", index + 1, max(index + 1, search.wanted), "trials")
             if search.is_over(index + 1):
                 break
