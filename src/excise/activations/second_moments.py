@@ -157,7 +157,7 @@ class Ridge:
             system.diagonal().add_(self.rho)
             solved: Tensor = torch.linalg.solve(system.double(), goal.T.double())
             return solved.T.float()
-        rows = torch.cat([_root(self.moment), weight**0.5 * _root(keys)]).double()
+        rows = torch.cat([root_of(self.moment), weight**0.5 * root_of(keys)]).double()
         inner = rows @ rows.T
         inner.diagonal().add_(self.rho)
         exact = goal.double()
@@ -194,8 +194,8 @@ def _scaled(
     return elsewhere * vectors + ((vectors @ basis.T) * (factors - elsewhere)) @ basis
 
 
-def _root(moment: SecondMoment) -> Float[Tensor, "rank width"]:
-    """Rows R with RᵀR = C."""
+def root_of(moment: SecondMoment) -> Float[Tensor, "rank width"]:
+    """Rows R with RᵀR = C, for what is kept of C."""
     if moment.sketch is not None:
         return moment.sketch
     assert moment.matrix is not None

@@ -12,7 +12,7 @@ key tokens, β how much the target counts, ρ ridge.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -60,6 +60,27 @@ def conditional_factors(
 
     ridges  kept between calls: what is factored once serves every direction and weight
     """
+
+    def right(port: Port, known: PortStatistics, ridge: Ridge, rows: Tensor) -> Tensor:
+        return conditional(known, ridge, read_directions(model.hf_model, port, rows), weight=weight)
+
+    return port_factors(model, ports, statistics, directions, right, ridges=ridges)
+
+
+Right = Callable[[Port, PortStatistics, Ridge, Tensor], Tensor]
+"""The right factors of a port, one per direction (the rows of the last argument), as functions of what it reads."""
+
+
+def port_factors(
+    model: EditableModel,
+    ports: Sequence[Port],
+    statistics: Mapping[str, PortStatistics],
+    directions: DirectionsLike,
+    right: Right,
+    *,
+    ridges: dict[str, Ridge] | None = None,
+) -> Factors:
+    """A factor per port: each layer's directions, with the right factors that `right` says (`conditional_factors`)."""
     kept = {} if ridges is None else ridges
     found = []
     for port in ports:
@@ -75,7 +96,7 @@ def conditional_factors(
             found.append(Factor(replace(port, reads="projection"), rows.to(device), strength, None, 1.0))
             continue
         ridge = kept.setdefault(name, Ridge(known.baseline, ridge=RIDGE))
-        right = ridge.whitened(conditional(known, ridge, read_directions(model.hf_model, port, rows), weight=weight))
-        scale = float(right.norm(dim=-1).mean())
-        found.append(Factor(port, rows.to(device), right.to(device), ridge, scale))
+        whitened = ridge.whitened(right(port, known, ridge, rows))
+        scale = float(whitened.norm(dim=-1).mean())
+        found.append(Factor(port, rows.to(device), whitened.to(device), ridge, scale))
     return Factors(model, found)

@@ -8,9 +8,9 @@ tokens write equally far at every port.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ from excise.activations.second_moments import Ridge
 from excise.edit import Change, Edit, LowRank, Projection, SiteEdit
 from excise.model import EditableModel
 from excise.model.ports import Port, change_hook
+from excise.model.row_layout import by_row
 from excise.model.trace import attached
 
 
@@ -55,22 +56,38 @@ class Factors:
         self.model = model
         self.factors = factors
 
+    @property
+    def units(self) -> int:
+        """How many rows all factors have together."""
+        return sum(len(factor.left) for factor in self.factors)
+
     @contextmanager
-    def live(self) -> Iterator[None]:
-        """The model behaves as edited inside the block, and gradients reach the factors through it."""
+    def live(self, strengths: Float[Tensor, "*row unit"] | None = None) -> Iterator[None]:
+        """The model behaves as edited inside the block, and gradients reach the factors and strengths through it.
+
+        strengths  of the units, factor after factor: the same for all, or each batch row's own; None: 1
+        """
         with ExitStack() as stack:
+            begin = 0
             for factor in self.factors:
-                left, right = factor.rows()
-
-                def change(
-                    read: Float[Tensor, "... width"], left: Tensor = left, right: Tensor = right
-                ) -> Float[Tensor, "... hidden"]:
-                    return (read @ right.T) @ -left
-
+                own = None if strengths is None else strengths[..., begin : begin + len(factor.left)]
+                begin += len(factor.left)
                 module = self.model.hf_model.get_submodule(factor.port.module)
-                hook = change_hook(change, reads=factor.port.reads)
+                hook = change_hook(_change(factor, own), reads=factor.port.reads)
                 stack.enter_context(attached(module.register_forward_hook(hook)))
             yield
+
+    def scaled(self, strengths: Float[Tensor, " unit"]) -> Factors:
+        """The same at other strengths, without the factors that do nothing there."""
+        begin, kept = 0, []
+        for factor in self.factors:
+            own = strengths[begin : begin + len(factor.left)].to(factor.right.device)
+            begin += len(factor.left)
+            alive = own > 0
+            if bool(alive.any()):
+                left, right = factor.left.detach()[alive].clone(), (own[:, None] * factor.right.detach())[alive]
+                kept.append(replace(factor, left=left, right=right))
+        return Factors(self.model, kept)
 
     def edit(self) -> Edit:
         """The edit as it is now, with nothing that is trained further shared."""
@@ -104,3 +121,21 @@ class Factors:
             weight = self.model.hf_model.get_parameter(writer.parameter).detach().float()
             right = right.to(weight.device) @ weight.movedim(writer.axis, -2)
         return (LowRank(-left.T.cpu().contiguous(), right.cpu().contiguous()),)
+
+
+def _change(
+    factor: Factor, strengths: Float[Tensor, "*row unit"] | None
+) -> Callable[[Float[Tensor, "... width"]], Float[Tensor, "... hidden"]]:
+    """What a port writes less, from what it reads."""
+    left, right = factor.rows()
+
+    def change(read: Float[Tensor, "... width"]) -> Float[Tensor, "... hidden"]:
+        if strengths is None:
+            return (read @ right.T) @ -left
+        own = strengths.to(read.device)
+        if own.ndim == 1:
+            return (read @ right.T * own) @ -left
+        rows = by_row(read, len(own), module=factor.port.module)
+        return ((rows @ right.T * own[:, None]) @ -left).reshape(*read.shape[:-1], left.shape[-1])
+
+    return change

@@ -24,6 +24,12 @@ from excise.model.forward import TokenModel, continuation_logits
 BEHAVIOR_TOKENS, BEHAVIOR_MARGIN = 8, 4.0
 """How many tokens must together become less likely than e⁻⁴."""
 
+ANSWER_WINDOW = 16
+"""Tokens of an answer that are learned from."""
+
+SEQUENCE_WEIGHT = 2.0
+"""Of the divergence over the response, against that of its first token."""
+
 
 def answer_loss(model: TokenModel, rows: Sequence[Exchange], *, window: int) -> Float[Tensor, " row"]:
     """Cross-entropy of each row's last `window` response tokens."""
@@ -61,11 +67,25 @@ def divergences(
     for row, index in enumerate(indices):
         base = reference.logits(index).to(found.logits.device).float().log_softmax(dim=-1)
         edited = found.logits[row, -len(base) :].float().log_softmax(dim=-1)
-        gap = torch.where(base > -torch.inf, base - edited, 0.0)
-        by_token = (base.exp() * gap).sum(dim=-1)
+        by_token = divergence_by_token(base, edited)
         first.append(by_token[0])
         sequence.append(by_token.mean())
     return torch.stack(first), torch.stack(sequence)
+
+
+def divergence_by_token(
+    base: Float[Tensor, "*row token vocab"], edited: Float[Tensor, "*row token vocab"]
+) -> Float[Tensor, "*row token"]:
+    """KL(base‖edited) of log-probabilities, in nats."""
+    gap = torch.where(base > -torch.inf, base - edited, 0.0)
+    return (base.exp() * gap).sum(dim=-1)
+
+
+def sequence_weights(mask: Bool[Tensor, "row token"]) -> Float[Tensor, "row token"]:
+    """What each token of a response counts in the damage: the first 1, and all together `SEQUENCE_WEIGHT`."""
+    weights = SEQUENCE_WEIGHT * mask.float() / mask.sum(dim=1, keepdim=True)
+    first = mask & (mask.cumsum(dim=1) == 1)
+    return weights + first
 
 
 def _log_odds(

@@ -36,7 +36,7 @@ from excise.search.cost.memory import SMALL
 from excise.search.factors import Factors
 from excise.search.gradients import frozen, recomputed
 from excise.search.lessons import Lessons
-from excise.search.losses import answer_loss, behavior_loss, divergences
+from excise.search.losses import ANSWER_WINDOW, SEQUENCE_WEIGHT, answer_loss, behavior_loss, divergences
 
 LARGEST_CHANGE = 0.3
 """Most that a writer may change: ‖ΔW‖/‖W‖ (Frobenius)."""
@@ -47,14 +47,8 @@ TAIL_SHARE = 1 / 6
 UNLIKELY = 0.7
 """A loss of the behavior below which it counts as gone from the fit split: its first tokens have e⁻⁴ between them."""
 
-ANSWER_WINDOW = 16
-"""Tokens of an answer that are learned from."""
-
 HURRY = 3.0
 """How much longer steps are, in a phase that should have been over."""
-
-SEQUENCE_WEIGHT = 2.0
-"""Of the divergence over the response, against that of its first token."""
 
 _RECENT, _SETTLED, _SEEN = 10, 4, 120
 _FEWEST = 4

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from excise.search.cost.sizes import Sizes
 from excise.search.cost.speed import Speed
 from excise.search.lessons import MOST_TOKENS, WINDOW
-from excise.search.losses import BEHAVIOR_TOKENS
+from excise.search.losses import ANSWER_WINDOW, BEHAVIOR_TOKENS
 from excise.search.methods.polish import BEYOND, RECIPES, SOURCES
-from excise.search.polish import ANSWER_WINDOW, Recipe
+from excise.search.polish import Recipe
 from excise.search.task import TRIALS
 
 CONTINUED = 32
