@@ -17,7 +17,7 @@ from excise.behaviors import Behavior, Splits
 from excise.cli.app import app
 from excise.demo import MODEL_PATH
 from excise.errors import InputError, ScorerError
-from excise.evaluation import KEYS, Reference, Subject, registry, scorer, scorers
+from excise.evaluation import KEYS, Reference, Subject, load_scorers, registry, scorer, scorers
 from excise.evaluation.keys import check_keys, locate, scores_of, value_at
 from excise.evaluation.storage import TensorStore
 from excise.model.generate import generate
@@ -253,6 +253,16 @@ def test_a_scorer_must_return_the_same_keys_every_time(behavior: Behavior, split
         scores_of({"mine": "list"}, subject)
     with pytest.raises(ScorerError, match="no scorer 'gone'"):
         scores_of({"mine": "gone"}, subject)
+
+
+def test_answers_can_be_written_out(searching: Searching, behavior: Behavior, splits: Splits) -> None:
+    load_scorers(["excise.evaluation.answers"])
+    from excise.evaluation.answers import answers
+
+    registry._SCORERS["answers"] = answers  # imported once per process, while registries here are each test's own
+    result = searching(trials=1, damage_by="answers.degenerate", rate_by="-answers.tokens")
+    assert result.base_scores == {"answers.degenerate": 0.0, "-answers.tokens": -2.0}
+    assert 0 <= result.front[0].scores["answers.degenerate"] <= 1
 
 
 # ---- rules
