@@ -117,6 +117,19 @@ class RunConfig(BaseModel):
     remove: float | None = _setting(
         None, "The same the other way round: 1 removes most, 0 changes least otherwise.", group="search", ge=0, le=1
     )
+    rate_by: str | None = _setting(
+        None,
+        "Trade this score in place of the behavior rate: a key of what scorers return (docs/search-methods.md); "
+        "smaller is better, -KEY turns it round.",
+        group="search",
+    )
+    damage_by: str | None = _setting(None, "Trade this score in place of the KL; as for --rate-by.", group="search")
+    scorer_module: tuple[str, ...] = _setting(
+        (),
+        "Python module, or file FILE.py, that registers scorers (repeatable); it is run.",
+        group="search",
+        shapes_result=False,
+    )
     seed: int = _setting(0, "Seed of everything random.", group="search", ge=0)
 
     out: Path | None = _setting(

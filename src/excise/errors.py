@@ -11,6 +11,7 @@
     │   └── SharedBatchError       several edits that cannot be computed in one batch
     ├── EditError                  an edit file that cannot be read
     │   └── EditMismatchError      an edit that was made for another model
+    ├── ScorerError                a registered scorer that failed, or returned something else than it should
     ├── BehaviorNotShownError      the model does not show the behavior that is to be removed
     ├── VerificationError          a baked model failed one of its checks
     ├── DiskFullError              no room left for what must be written
@@ -79,6 +80,10 @@ class EditError(ExciseError):
 
 class EditMismatchError(EditError):
     """An edit that was made for another model."""
+
+
+class ScorerError(ExciseError):
+    """A registered scorer failed, or returned something else than it should."""
 
 
 class BehaviorNotShownError(ExciseError):

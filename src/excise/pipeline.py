@@ -12,12 +12,13 @@ from typing import Any
 from excise import stages
 from excise.behaviors import Behavior, SplitSizes
 from excise.config import RunConfig
+from excise.evaluation import load_scorers
 from excise.model import load
 from excise.progress import Progress, silent
 from excise.record import assemble
 from excise.report import write_report
 from excise.runs import RunDirectory, write_json
-from excise.search import method_named, search
+from excise.search import Axes, method_named, search
 from excise.stages import GroundTruth, Job
 
 
@@ -37,6 +38,8 @@ def run(
     """
     config = model if isinstance(model, RunConfig) else RunConfig.resolve(given={"model": model, **settings})
     method_named(config.method)  # an unknown one is refused now
+    load_scorers(config.scorer_module)
+    Axes(config.rate_by, config.damage_by).check()
     behavior = Behavior.from_config(config)
     splits = behavior.splits(SplitSizes(*config.splits), seed=config.seed, offline=config.offline)
 
@@ -79,6 +82,8 @@ def run(
                 max_kl=config.max_kl,
                 max_rate=config.max_rate,
                 preserve=config.dial,
+                rate_by=config.rate_by,
+                damage_by=config.damage_by,
                 seconds=config.seconds,
                 progress=progress,
             )

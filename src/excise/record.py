@@ -148,6 +148,8 @@ def describe_search(found: SearchResult) -> dict[str, Any]:
         "reason": found.reason,
         "satisfied": found.satisfied,
         "points": found.points,
+        **found.axes.to_json(),
+        **({"base_scores": dict(found.base_scores)} if found.base_scores else {}),
     }
 
 

@@ -153,9 +153,8 @@ def save_edits(job: Job, found: SearchResult) -> list[dict[str, Any]]:
     for index, point in enumerate(found.front):
         name = f"edits/{index:03d}.safetensors"
         point.edit.save(job.directory.path / name)
-        row = {"rate": point.rate, "kl_first": point.kl_first, "kl_sequence": point.kl_sequence}
         chosen = point.edit is found.best
-        front.append({**row, "edit": name, "chosen": chosen, "parameters": dict(point.parameters)})
+        front.append({**point.to_json(), "edit": name, "chosen": chosen, "parameters": dict(point.parameters)})
     found.best.save(job.directory.path / "edit.safetensors")
     return front
 

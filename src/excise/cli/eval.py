@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from excise.model import EditableModel
 
 
-@command("eval", takes=(*settings("model", "data", but=("allow_partial", "force")), "seed"))
+@command("eval", takes=(*settings("model", "data", but=("allow_partial", "force")), "seed", "scorer_module"))
 def evaluate(
     session: Session,
     config: RunConfig,
@@ -33,8 +33,9 @@ def evaluate(
     """Measure how often MODEL shows the behavior, and what an edit, or another model, changes."""
     from excise.behaviors import SPLITS, Behavior, SplitSizes
     from excise.edit import Edit
-    from excise.evaluation import Reference
+    from excise.evaluation import Reference, load_scorers
 
+    load_scorers(config.scorer_module)
     chosen = next((name for name in SPLITS if name == split), None)
     if chosen is None:
         raise InputError(f"unknown split '{split}'", hint=f"one of {', '.join(SPLITS)}")

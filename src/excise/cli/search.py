@@ -21,13 +21,16 @@ def search(session: Session, config: RunConfig) -> Outcome:
     Called again with the same settings, it goes on where it was stopped.
     """
     from excise.behaviors import Behavior, SplitSizes
+    from excise.evaluation import load_scorers
     from excise.runs import RunDirectory, write_json
-    from excise.search import method_named
+    from excise.search import Axes, method_named
     from excise.search import search as find_edits
     from excise.search.cost import forecast as cost
     from excise.search.cost.free import peak_memory
 
     method_named(config.method)  # an unknown one is refused now
+    load_scorers(config.scorer_module)
+    Axes(config.rate_by, config.damage_by).check()
     behavior = Behavior.from_config(config)
     splits = behavior.splits(SplitSizes(*config.splits), seed=config.seed, offline=config.offline)
     with RunDirectory.open(config.directory, config={**config.identity(), "command": "search"}) as run:
@@ -59,6 +62,8 @@ def search(session: Session, config: RunConfig) -> Outcome:
             max_kl=config.max_kl,
             max_rate=config.max_rate,
             preserve=config.dial,
+            rate_by=config.rate_by,
+            damage_by=config.damage_by,
             seconds=config.seconds,
             progress=session.progress,
         )
@@ -66,9 +71,7 @@ def search(session: Session, config: RunConfig) -> Outcome:
         for index, point in enumerate(found.front):
             name = f"edits/{index:03d}.safetensors"
             point.edit.save(run.path / name)
-            front.append(
-                {"rate": point.rate, "kl_first": point.kl_first, "kl_sequence": point.kl_sequence, "edit": name}
-            )
+            front.append({**point.to_json(), "edit": name})
         found.best.save(run.path / "edit.safetensors")
         data = {
             "model": config.model,
@@ -83,6 +86,7 @@ def search(session: Session, config: RunConfig) -> Outcome:
             "peak_bytes": peak_memory(model.device),
             "forecast": None if forecast is None else forecast.to_json(),
             "method": found.method,
+            **found.axes.to_json(),
             "notes": list(found.notes),
         }
         write_json(run.path / "search.json", data)

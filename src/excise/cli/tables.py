@@ -65,9 +65,12 @@ def score_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def front_table(front: Sequence[Mapping[str, Any]]) -> Table:
     """The Pareto front: what each of its edits costs."""
-    table = plain_table("shows the behavior", "KL, first token", "edit", right=(0, 1))
+    keys = list(dict.fromkeys(key for point in front for key in point.get("scores", {})))
+    headers = ("shows the behavior", "KL, first token", *keys)
+    table = plain_table(*headers, "edit", right=range(len(headers)))
     for point in front:
-        table.add_row(_percent(point["rate"]), _number(point["kl_first"]), str(point.get("edit", "")))
+        scores = [_number(point.get("scores", {}).get(key)) for key in keys]
+        table.add_row(_percent(point["rate"]), _number(point["kl_first"]), *scores, str(point.get("edit", "")))
     return table
 
 

@@ -12,7 +12,7 @@ from excise.edit import Edit
 from excise.errors import InputError
 from excise.evaluation.rate import Rate, RateResult, behavior_rate
 from excise.evaluation.reference import Divergence, Reference
-from excise.evaluation.registry import Subject, scorers
+from excise.evaluation.registry import Subject, ask, scorers
 from excise.model import EditableModel
 from excise.model.generate import Response
 from excise.progress import Progress, silent
@@ -72,7 +72,7 @@ def evaluate(
     tokens      of the base model's continuations that the divergence covers
     baseline    whether the behavior's rate on baseline prompts is measured too
 
-    Raises `BehaviorError`, `PromptError`, `EditMismatchError`, `ModelError`, `InputError`.
+    Raises `BehaviorError`, `PromptError`, `EditMismatchError`, `ModelError`, `ScorerError`, `InputError`.
     """
     loaded = Behavior.load(behavior) if isinstance(behavior, str) else behavior
     prompts = (splits or loaded.splits(seed=seed, offline=offline))[split]
@@ -94,7 +94,7 @@ def evaluate(
         divergence = reference.compare(model, progress=progress)
         target = rate_on(prompts.target)
         other = rate_on(prompts.baseline) if baseline else None
-        others = {key: value for scorer in scorers().values() for key, value in scorer(subject).items()}
+        others = {key: value for name in scorers() for key, value in ask(name, subject).items()}
     return Scores(
         rate=target.rate,
         divergence=divergence,

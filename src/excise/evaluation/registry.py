@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from excise.behaviors import Behavior, PromptSet
-from excise.errors import InputError
+from excise.errors import InputError, ScorerError
 from excise.evaluation.reference import Reference
 from excise.model import EditableModel
 from excise.progress import Progress, silent
@@ -32,15 +34,21 @@ class Subject:
 
 Scorer = Callable[[Subject], Mapping[str, Any]]
 _SCORERS: dict[str, Scorer] = {}
+_KEYS: dict[str, tuple[str, ...]] = {}
 
 
-def scorer(name: str) -> Callable[[Scorer], Scorer]:
-    """Register a function under `name`. It returns JSON values by key; keys of different scorers must differ."""
+def scorer(name: str, *, keys: Sequence[str] | None = None) -> Callable[[Scorer], Scorer]:
+    """Register a function under `name`. It returns JSON values by key; keys of different scorers must differ.
+
+    keys  that it returns, where it says so: a search for another one (`rate_by`, `damage_by`) is then refused at once
+    """
 
     def register(function: Scorer) -> Scorer:
         if name in _SCORERS:
             raise InputError(f"there is a scorer '{name}' already", hint="choose another name")
         _SCORERS[name] = function
+        if keys is not None:
+            _KEYS[name] = tuple(keys)
         return function
 
     return register
@@ -49,3 +57,30 @@ def scorer(name: str) -> Callable[[Scorer], Scorer]:
 def scorers() -> Mapping[str, Scorer]:
     """Every registered scorer by name, in the order of registration."""
     return dict(_SCORERS)
+
+
+def declared_keys(name: str) -> tuple[str, ...] | None:
+    """The keys that a scorer said it returns; None where it did not say."""
+    return _KEYS.get(name)
+
+
+def ask(name: str, subject: Subject) -> Mapping[str, Any]:
+    """What a scorer finds. Raises `ScorerError`, which names it, for whatever goes wrong in there."""
+    if name not in _SCORERS:
+        raise ScorerError(
+            f"there is no scorer '{name}' in this process", hint="register it as before, as with --scorer-module"
+        )
+    try:
+        values: Any = _SCORERS[name](subject)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)[1:2]
+        where = "".join(f" in {Path(frame.filename).name}, line {frame.lineno}" for frame in frames)
+        raise ScorerError(
+            f"the scorer '{name}' failed{where}: {type(error).__name__}: {error}",
+            hint="mend the scorer and call the same command again: what is finished is kept",
+        ) from error
+    if not isinstance(values, Mapping):
+        raise ScorerError(
+            f"the scorer '{name}' returned a {type(values).__name__}", hint="return a dictionary of JSON values"
+        )
+    return values

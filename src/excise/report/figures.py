@@ -110,7 +110,10 @@ def pareto(result: Record) -> Figure | None:
 def _reason(result: Record) -> str:
     """Why the chosen edit was chosen, as the search says it."""
     reason = result.text("search", "reason")
-    return f" Chosen: {reason}." if reason else ""
+    drawn = (("rate", result.text("search", "rate_by")), ("KL", result.text("search", "damage_by")))
+    keys = [f"{name} '{key}'" for name, key in drawn if key]
+    instead = f" The search traded other scores than are drawn here (for the {' and the '.join(keys)})." if keys else ""
+    return instead + (f" Chosen: {reason}." if reason else "")
 
 
 class _LogScale:

@@ -73,9 +73,16 @@ def _point(item: Record, key: str) -> Point | None:
         kl=kl,
         first=item.number("kl_first"),
         sequence=item.number("kl_sequence"),
-        parameters=parameters_in_words(item.record("parameters")),
+        parameters=(*_scores_in_words(item.record("scores")), *parameters_in_words(item.record("parameters"))),
         edit=item.text("edit") or "",
         screened=item.flag("screened") is True,
+    )
+
+
+def _scores_in_words(scores: Record) -> tuple[str, ...]:
+    """Each score that the search traded in place of the rate or the KL."""
+    return tuple(
+        f"{key} {'not finite' if value is None else formats.plain(value)}" for key, value in scores.fields().items()
     )
 
 

@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from excise.search.axes import Axes
 from excise.search.front import Choice, choose, non_dominated
 from excise.search.job import search
 from excise.search.methods import Method, known_methods, method_named, register
@@ -19,6 +20,7 @@ from excise.search.trial import Limits, Measured, Parameters, Trial
 
 __all__ = [
     "TRIALS",
+    "Axes",
     "BehaviorObjective",
     "Budget",
     "Choice",

@@ -7,12 +7,13 @@ numbers are few enough for a black box: Optuna's multi-objective TPE over (rate,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 
 from excise.edit import Edit
-from excise.search.proposer import frozen, quiet
+from excise.search.proposer import quiet, told
 from excise.search.trial import Trial
 
 WEAKEST, STRONGEST = 1.0, 1.5
@@ -51,8 +52,7 @@ def propose(history: Sequence[Trial], *, tried: int, length: int, seed: int) -> 
     )
     with quiet():
         study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
-        for trial in history:
-            known = {name: trial.parameters[name] for name in distributions}
-            study.add_trial(frozen(Trial(trial.index, known, trial.measured, trial.seconds), distributions))
+        known = [replace(each, parameters={name: each.parameters[name] for name in distributions}) for each in history]
+        study.add_trials(told(known, distributions))
         asked = study.ask(dict(distributions))
     return {name: round(float(value), 4) for name, value in asked.params.items()}

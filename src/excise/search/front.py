@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Protocol, runtime_checkable
+
+from excise.search.axes import NEAR_SHARE, Axes, in_unit, near_lowest
 
 RATE_TOLERANCE = 0.01
 GOAL_RATE = 0.01
 NEGLIGIBLE_KL = 0.005
+_RELATIVE = f"the lowest and {NEAR_SHARE:.0%} of the way to the"
 
 
 @runtime_checkable
@@ -28,8 +32,40 @@ class Scored(Protocol):
         """The same, as a mean over the tokens of the base model's own response."""
 
 
+@runtime_checkable
+class Rescored(Scored, Protocol):
+    """A point that also has scores, of which some stand for its rate or its damage."""
+
+    @property
+    def scores(self) -> Mapping[str, float]:
+        """By key, small being good."""
+
+    @property
+    def rate_by(self) -> str | None:
+        """The score that stands for the rate; None: the rate itself."""
+
+    @property
+    def damage_by(self) -> str | None:
+        """The score that stands for the damage; None: the divergences."""
+
+
+def axes_of(point: Scored) -> Axes:
+    """What stands for the point's rate and damage."""
+    return Axes(point.rate_by, point.damage_by) if isinstance(point, Rescored) else Axes()
+
+
+def remaining(point: Scored) -> float:
+    """What a point leaves of the behavior: its rate, or the score that stands for it."""
+    return point.scores[point.rate_by] if isinstance(point, Rescored) and point.rate_by else point.rate
+
+
 def damage(point: Scored) -> float:
-    """The mean of both divergences: that of the first token says nothing of what follows, the other little of it."""
+    """The mean of both divergences, or the score that stands for them.
+
+    The divergence of the first token says nothing of what follows, the other little of it.
+    """
+    if isinstance(point, Rescored) and point.damage_by:
+        return point.scores[point.damage_by]
     return (point.kl_first + point.kl_sequence) / 2
 
 
@@ -71,17 +107,21 @@ def choose(
     max_kl: float | None = None,
     max_rate: float | None = None,
     preserve: float | None = None,
+    base: float | None = None,
 ) -> Choice:
     """Pick one of at least one points.
 
     Without limits: the smallest KL (see `damage`) among the points whose rate is at most 1 %, or at most 0.01 above the
     lowest rate, where that is more. Removing the behavior comes first, and rates that a few dozen prompts cannot tell
     apart count as equal. So do KLs below 0.005 nats, which no reader would notice: among those the lowest rate wins.
+    Of a score that stands for the rate or the KL the scale is not known: there as much counts as equal to the lowest
+    as `excise.search.axes.near_lowest` says. The limits are always those of the rate and the KL themselves.
 
     max_kl    only points with a first-token KL of at most this; where there is none, the smallest first-token KL
     max_rate  the smallest KL among points with at most this rate; where there is none, the lowest rate
     preserve  a dial between removing (0) and preserving (1), among the points within the limits: the smallest
               (1 − preserve) · rate + preserve · KL, each relative to the largest of those points
+    base      what the base model has of a score that stands for the rate, where it is known
     """
     within = [index for index, point in enumerate(points) if max_kl is None or point.kl_first <= max_kl]
     if not within:
@@ -95,6 +135,8 @@ def choose(
         return _dialled(
             points, [each for each in within if max_rate is None or points[each].rate <= max_rate], preserve
         )
+    if axes_of(points[0]).keys:
+        return _by_scores(points, within, max_rate, base)
     limit = max(lowest + RATE_TOLERANCE, GOAL_RATE) if max_rate is None else max_rate
     near = [index for index in within if points[index].rate <= limit + 1e-9]
 
@@ -106,16 +148,54 @@ def choose(
     return Choice(min(near, key=cost), True, reason)
 
 
-def _dialled(points: Sequence[Scored], within: Sequence[int], preserve: float) -> Choice:
-    most_rate = max(points[index].rate for index in within) or 1.0
-    most_kl = max(damage(points[index]) for index in within) or 1.0
+def _by_scores(points: Sequence[Scored], within: Sequence[int], max_rate: float | None, base: float | None) -> Choice:
+    """The same rule where scores stand for the rate or the KL: what counts as equal is relative to the other points."""
+    axes = axes_of(points[0])
+    allowed = [index for index in within if max_rate is None or points[index].rate <= max_rate]
+    left = [remaining(points[index]) for index in allowed]
+    if axes.rate_by is not None:
+        known = base is not None and base > min(left)
+        limit = near_lowest(left, base if known else max(filter(isfinite, left), default=None))
+        among = f"'{axes.rate_by}' of at most {limit:.3g} ({_RELATIVE} {'base model' if known else 'highest'})"
+    else:
+        limit = (max(min(left) + RATE_TOLERANCE, GOAL_RATE) if max_rate is None else max_rate) + 1e-9
+        among = f"rate of at most {limit:.3g}"
+    near = [index for index, value in zip(allowed, left, strict=True) if value <= limit]
+    floor, kind, unit = NEGLIGIBLE_KL, "KL", f"below {NEGLIGIBLE_KL} nats"
+    if axes.damage_by is not None:
+        floor = near_lowest([damage(points[index]) for index in near])
+        kind, unit = f"'{axes.damage_by}'", f"up to {floor:.3g} ({_RELATIVE} median)"
 
     def cost(index: int) -> tuple[float, float, float]:
-        rate, kl = points[index].rate, damage(points[index])
-        return (1 - preserve) * rate / most_rate + preserve * kl / most_kl, rate, kl
+        point = points[index]
+        return max(damage(point), floor), remaining(point), damage(point)
 
-    reason = f"the smallest weighted sum of rate ({1 - preserve:.3g}) and KL ({preserve:.3g})"
-    return Choice(min(within, key=cost), True, reason)
+    lowest = "rate" if axes.rate_by is None else f"'{axes.rate_by}'"
+    return Choice(min(near, key=cost), True, f"the smallest {kind} at a {among}; {unit} the lowest {lowest}")
+
+
+def _dialled(points: Sequence[Scored], within: Sequence[int], preserve: float) -> Choice:
+    axes = axes_of(points[0])
+    rates, kls = [remaining(points[index]) for index in within], [damage(points[index]) for index in within]
+    relative_rates = _relative(rates) if axes.rate_by is None else in_unit(rates)
+    relative_kls = _relative(kls) if axes.damage_by is None else in_unit(kls)
+
+    def cost(place: int) -> tuple[float, float, float]:
+        weighed = ((1 - preserve, relative_rates[place]), (preserve, relative_kls[place]))
+        return sum(weight * value for weight, value in weighed if weight), rates[place], kls[place]
+
+    what = "rate" if axes.rate_by is None else f"'{axes.rate_by}'"
+    cost_name = "KL" if axes.damage_by is None else f"'{axes.damage_by}'"
+    reason = f"the smallest weighted sum of {what} ({1 - preserve:.3g}) and {cost_name} ({preserve:.3g})"
+    if axes.keys:
+        reason += ", each relative to the lowest and the highest"
+    return Choice(within[min(range(len(within)), key=cost)], True, reason)
+
+
+def _relative(values: Sequence[float]) -> list[float]:
+    """To the largest one."""
+    most = max(values) or 1.0
+    return [value / most for value in values]
 
 
 def spread(indices: Sequence[int], *, most: int) -> list[int]:

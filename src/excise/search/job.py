@@ -15,12 +15,13 @@ from excise.errors import InputError
 from excise.find import find_directions
 from excise.model import EditableModel
 from excise.progress import Progress, silent
-from excise.search.front import choose, damage, non_dominated, spread
+from excise.search.axes import Axes
+from excise.search.front import choose, damage, non_dominated, remaining, spread
 from excise.search.methods import Method, method_named
 from excise.search.objective import BehaviorObjective
 from excise.search.proposer import front_of, leaders
-from excise.search.result import FrontPoint, SearchResult
-from excise.search.study import Study
+from excise.search.result import FrontPoint, SearchResult, scores_in_json
+from excise.search.study import METRICS, Study
 from excise.search.task import TRIALS, Budget, Task, notes_of
 from excise.search.trial import Measured, Trial
 
@@ -45,6 +46,8 @@ def search(
     max_kl: float | None = None,
     max_rate: float | None = None,
     preserve: float | None = None,
+    rate_by: str | None = None,
+    damage_by: str | None = None,
     seconds: float | None = None,
     max_tokens: int | None = None,
     batch_size: int | None = None,
@@ -65,13 +68,17 @@ def search(
     max_kl      wanted: a first-token KL of at most this
     max_rate    wanted: a behavior rate of at most this
     preserve    a dial: 0 takes the lowest rate of the front, 1 the smallest sequence KL, 0.5 weighs both alike
+    rate_by     the score that is traded in place of the rate: one of `excise.evaluation.KEYS`, or a key of what a
+                registered scorer returns (`a.b` for nested values); smaller is better, `-KEY` turns that round
+    damage_by   the score that is traded in place of the KL
     seconds     how long the search may take, in place of `budget`; as its length then depends on the machine, so does
                 its result
     max_tokens  of a response; by default the behavior's own
 
-    Raises `InputError` for settings that cannot be, `PromptError`, `BehaviorError`, `ModelError`.
+    Raises `InputError` for settings that cannot be, `PromptError`, `BehaviorError`, `ModelError`, `ScorerError`.
     """
-    how = method_named(method)
+    how, axes = method_named(method), Axes(rate_by, damage_by)
+    axes.check()
     _check(budget, trials)
     behavior = Behavior.load(behavior) if isinstance(behavior, str) else behavior
     splits = splits or behavior.splits(seed=seed)
@@ -80,13 +87,18 @@ def search(
             model, behavior, splits=splits, seed=seed, batch_size=batch_size, progress=progress
         )
     goals = (max_kl, max_rate) if how.aims_at_goals else None
-    key = _key(model, behavior, splits, directions, [method, goals, seed, budget, trials, seconds, norm, max_tokens])
+    settings = [method, goals, seed, budget, trials, seconds, norm, max_tokens, *([vars(axes)] if axes.keys else [])]
+    key = _key(model, behavior, splits, directions, settings)
     task = Task(
         model,
         behavior,
         splits,
         directions,
-        Study(None if directory is None else Path(directory), key=key),
+        Study(
+            None if directory is None else Path(directory),
+            key=key,
+            metrics=(rate_by or METRICS[0], damage_by or METRICS[1]),
+        ),
         seed=seed,
         budget=budget,
         trials=trials,
@@ -94,11 +106,14 @@ def search(
         max_kl=max_kl,
         max_rate=max_rate,
         preserve=preserve,
+        axes=axes,
         seconds=seconds,
         max_tokens=max_tokens,
         batch_size=batch_size,
         progress=progress,
     )
+    if axes.keys and not task.study.trials:
+        _ = task.tune  # asks the scorers of the base model: what is wrong with them ends the search here
     how.run(task)
     return _result(_confirmed(task, how), task, how)
 
@@ -190,6 +205,7 @@ def _point(trial: Trial, select: Measured, edit: Edit, provenance: Mapping[str, 
     share = tune.prompts / max(tune.prompts + select.prompts, 1)
     scores = {
         name: {"rate": each.rate, "kl_first": each.kl_first, "kl_sequence": each.kl_sequence, "prompts": each.prompts}
+        | scores_in_json(each.scores)
         for name, each in (("tune", tune), ("select", select))
     }
     record = {**provenance, "trial": trial.index, "parameters": dict(trial.parameters)}
@@ -202,15 +218,17 @@ def _point(trial: Trial, select: Measured, edit: Edit, provenance: Mapping[str, 
         tune=tune,
         select=select,
         trial=trial.index,
+        scores={key: (tune.scores[key] + select.scores[key]) / 2 for key in tune.scores},
     )
 
 
 def _result(points: list[FrontPoint], task: Task, method: Method) -> SearchResult:
-    choice = choose(points, max_kl=task.max_kl, max_rate=task.max_rate, preserve=task.preserve)
+    base = task.base_scores.get(task.axes.rate_by or "")
+    choice = choose(points, max_kl=task.max_kl, max_rate=task.max_rate, preserve=task.preserve, base=base)
     taken = points[choice.index]
-    on_front = non_dominated([(point.rate, damage(point)) for point in points])
+    on_front = non_dominated([(remaining(point), damage(point)) for point in points])
     kept = {choice.index, *on_front}
-    front = sorted((points[index] for index in kept), key=lambda point: (point.rate, damage(point)))
+    front = sorted((points[index] for index in kept), key=lambda point: (remaining(point), damage(point)))
     return SearchResult(
         front=tuple(front),
         best=taken.edit,
@@ -220,4 +238,6 @@ def _result(points: list[FrontPoint], task: Task, method: Method) -> SearchResul
         seconds=round(sum(trial.seconds for trial in task.study.trials), 3),
         method=method.name,
         notes=notes_of(task.study),
+        axes=task.axes,
+        base_scores=task.base_scores,
     )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from math import isfinite
+from math import inf, isfinite
+from typing import Any
 
 from excise.behaviors import Behavior, PromptSet
 from excise.edit import Edit
-from excise.evaluation import Onset, Reference, behavior_rate, behavior_rate_each
+from excise.evaluation import Onset, Rate, Reference, Subject, behavior_rate, behavior_rate_each
+from excise.evaluation.keys import is_built_in, locate, path_of, scores_of, value_at
 from excise.model import EditableModel
 from excise.model.population import favourable_count
 from excise.model.row_groups import Population
 from excise.progress import Progress, silent
+from excise.search.axes import Axes
 from excise.search.trial import UNLIMITED, Limits, Measured
 
 MOST_KL = 1e6
@@ -29,6 +32,8 @@ class BehaviorObjective:
     onset      where the base model begins to show the behavior on its target prompts; None: no screening by it
     base_rate  how often the base model shows it there; None where it was not measured
     at_once    how many edits it is best given at a time (`many`)
+    axes       scores that are wanted too, of every edit that is measured in full
+    sources    which registered scorer returns each of them that is not built in (`locate` finds out)
     """
 
     model: EditableModel
@@ -40,6 +45,8 @@ class BehaviorObjective:
     max_tokens: int | None = None
     batch_size: int | None = None
     at_once: int = 1
+    axes: Axes = field(default_factory=Axes)
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def measure_base(
@@ -49,6 +56,8 @@ class BehaviorObjective:
         prompts: PromptSet,
         *,
         screening: bool = True,
+        axes: Axes | None = None,
+        sources: Mapping[str, str] | None = None,
         max_tokens: int | None = None,
         batch_size: int | None = None,
         progress: Progress = silent,
@@ -72,15 +81,38 @@ class BehaviorObjective:
             base_rate = base.rate.value
             onset = Onset.measure(model, prompts.target, behavior, base.responses, batch_size=batch_size)
         at_once = favourable_count(model.device)
-        return cls(model, behavior, prompts, reference, onset, base_rate, max_tokens, batch_size, at_once)
+        return cls(
+            model,
+            behavior,
+            prompts,
+            reference,
+            onset,
+            base_rate,
+            max_tokens,
+            batch_size,
+            at_once,
+            axes or Axes(),
+            sources or {},
+        )
 
     def __call__(self, edit: Edit, limits: Limits = UNLIMITED) -> Measured:
         """Measure an edit; nothing is generated where its KL or its estimated rate exceeds the limits."""
         return self.many([edit], limits)[0]
 
     def many(self, edits: Sequence[Edit], limits: Limits = UNLIMITED) -> list[Measured]:
-        """Measure each edit, in shared batches where that can be; the same as one at a time, to rounding."""
-        return self.model.measure_each(edits, partial(self._measure, limits))
+        """Measure each edit, in shared batches where that can be; the same as one at a time, to rounding.
+
+        Registered scorers are asked one edit at a time. Raises `ScorerError`.
+        """
+        found = self.model.measure_each(edits, partial(self._measure, limits))
+        return [self._scored(edit, each) for edit, each in zip(edits, found, strict=True)]
+
+    def locate(self) -> tuple[dict[str, str], dict[str, float]]:
+        """Which registered scorer returns each score of the axes, and what it says of the model without an edit.
+
+        Raises `InputError` for a score that none returns, `ScorerError`.
+        """
+        return locate(self.axes.keys, self._subject)
 
     def prefill(self, edit: Edit) -> Measured:
         """Measure an edit without generating: the rate is an estimate, as of a screened trial."""
@@ -120,16 +152,36 @@ class BehaviorObjective:
         rates = self._rates(live, [edit for edit, reason in enumerate(reasons) if not reason])
         return [
             Measured(
-                rate=rates.get(edit, estimate or 0.0),
+                rate=rates[edit].value if edit in rates else estimate or 0.0,
                 kl_first=_finite(divergence.first.mean),
                 kl_sequence=_finite(divergence.sequence.mean),
                 prompts=len(self.prompts.target),
                 estimate=estimate,
                 screened=reason != "",
                 reason=reason,
+                scores=self._built_in({**divergence.to_json(), **(rates[edit].to_json() if edit in rates else {})}),
+                rate_by=self.axes.rate_by,
+                damage_by=self.axes.damage_by,
             )
             for edit, (divergence, estimate, reason) in enumerate(zip(divergences, estimates, reasons, strict=True))
         ]
+
+    @property
+    def _subject(self) -> Subject:
+        return Subject(self.model, self.behavior, self.prompts, self.reference, self.max_tokens, self.batch_size)
+
+    def _built_in(self, values: Mapping[str, Any]) -> dict[str, float]:
+        """The scores of the axes as far as they are known; infinite where they are not, or not yet."""
+        found = {key: value_at(values, key) if is_built_in(key) else None for key in self.axes.keys}
+        return {key: inf if value is None else value for key, value in found.items()}
+
+    def _scored(self, edit: Edit, measured: Measured) -> Measured:
+        """With what registered scorers say of the edit; of one that was screened they are not asked."""
+        if measured.screened or not self.sources:
+            return measured
+        with self.model.edited(edit):
+            said = scores_of(self.sources, self._subject)
+        return replace(measured, scores={**measured.scores, **said})
 
     def _screen(self, kl: float, estimate: float | None, limits: Limits) -> str:
         if estimate is None:
@@ -142,7 +194,7 @@ class BehaviorObjective:
             return "another trial is better in both"
         return ""
 
-    def _rates(self, live: Population, edits: Sequence[int]) -> dict[int, float]:
+    def _rates(self, live: Population, edits: Sequence[int]) -> dict[int, Rate]:
         """The rates of some of the edits that are live, by their numbers."""
         if not edits:
             return {}
@@ -154,9 +206,9 @@ class BehaviorObjective:
             edits=edits,
             max_tokens=self.max_tokens,
             batch_size=self.batch_size,
-            stop_early=True,
+            stop_early=not any(path_of(key).startswith("labels.") for key in self.axes.keys),  # labels need the end
         )
-        return {edit: result.rate.value for edit, result in zip(edits, results, strict=True)}
+        return {edit: result.rate for edit, result in zip(edits, results, strict=True)}
 
 
 def _finite(kl: float) -> float:

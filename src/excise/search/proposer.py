@@ -18,7 +18,8 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from excise.search.front import damage, non_dominated
+from excise.search.axes import near_lowest, ranks
+from excise.search.front import axes_of, damage, non_dominated, remaining
 from excise.search.space import Space
 from excise.search.trial import Measured, Parameters, Trial
 
@@ -79,7 +80,7 @@ class TreeProposer:
             leading = leaders(history)[:_LEADERS]
             parent = leading[index % len(leading)]
         else:
-            parent = generator.choice([trial for trial in front if trial.measured.rate <= _USEFUL_RATE] or front)
+            parent = generator.choice(_useful(front))
         tried = {_key(parameters) for parameters in (*(trial.parameters for trial in history), *pending)}
         for _ in range(_TRIES):
             move = self.space.lighter if generator.random() < _LIGHTER_SHARE else self.space.neighbour
@@ -90,14 +91,14 @@ class TreeProposer:
 
     def _tree(self, history: Sequence[Trial], pending: Sequence[Parameters]) -> Parameters:
         index = len(history) + len(pending)
-        told = [*history, *_failures(pending, history)]
+        known = [*history, *_failures(pending, history)]
         taken = {_key(parameters) for parameters in pending}
         for attempt in range(_TRIES):
             seed = (self.seed * 1_000_003 + index + attempt * 7_919) % 2**32
             sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=0, n_ei_candidates=32)
             with quiet():
                 study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
-                study.add_trials([frozen(trial, self.space.distributions) for trial in told])
+                study.add_trials(told(known, self.space.distributions))
                 asked = study.ask(dict(self.space.distributions))
             values = self.space.inside(asked.params)
             if _key(values) not in taken:
@@ -136,24 +137,35 @@ def warm_starts(space: Space, sources: Sequence[Parameters]) -> list[Parameters]
 
 
 def front_of(history: Sequence[Trial]) -> list[Trial]:
-    """The trials on the Pareto front of rate and sequence KL, by increasing rate; screened ones never are."""
+    """The trials on the Pareto front of rate and damage, by increasing rate; screened ones never are."""
     measured = [trial for trial in history if not trial.measured.screened]
-    points = [(trial.measured.rate, damage(trial.measured)) for trial in measured]
+    points = [(remaining(trial.measured), damage(trial.measured)) for trial in measured]
     return [measured[index] for index in non_dominated(points)]
 
 
 def leaders(history: Sequence[Trial]) -> list[Trial]:
     """Of each kind of direction, the trial with the smallest KL among those whose rate is within 0.02 of the lowest.
 
-    By increasing KL. Few prompts do not tell which positions generalise to others, so the kinds are kept apart.
+    By increasing KL. (A score in place of the rate: near the lowest as `near_lowest` says.) Few prompts do not tell
+    which positions generalise to others, so the kinds are kept apart.
     """
     measured = [trial for trial in history if not trial.measured.screened]
-    limit = min((trial.measured.rate for trial in measured), default=0.0) + _NEAR
+    if not measured:
+        return []
+    rates = [remaining(trial.measured) for trial in front_of(measured)]
+    limit = rates[0] + _NEAR if measured[0].measured.rate_by is None else near_lowest(rates, max(rates))
     kinds: dict[tuple[float | str, ...], Trial] = {}
     for trial in sorted(measured, key=lambda each: damage(each.measured)):
-        if trial.measured.rate <= limit:
+        if remaining(trial.measured) <= limit:
             kinds.setdefault((trial.parameters.get("position", ""), trial.parameters.get("reach", "")), trial)
     return list(kinds.values())
+
+
+def _useful(front: Sequence[Trial]) -> Sequence[Trial]:
+    """The part of a front that is worth a step: rates of at most 0.3; of a score the better half."""
+    if front[0].measured.rate_by is not None:
+        return front[: (len(front) + 1) // 2]
+    return [trial for trial in front if trial.measured.rate <= _USEFUL_RATE] or front
 
 
 def _failures(pending: Sequence[Parameters], history: Sequence[Trial]) -> list[Trial]:
@@ -163,23 +175,54 @@ def _failures(pending: Sequence[Parameters], history: Sequence[Trial]) -> list[T
         rate=max((each.rate for each in known), default=1.0),
         kl_first=max((each.kl_first for each in known), default=KL_MOST),
         kl_sequence=max((each.kl_sequence for each in known), default=KL_MOST),
+        scores={key: max(each.scores[key] for each in known) for key in (known[0].scores if known else ())},
+        rate_by=known[0].rate_by if known else None,
+        damage_by=known[0].damage_by if known else None,
     )
     return [Trial(len(history) + place, parameters, worst, 0.0) for place, parameters in enumerate(pending)]
 
 
 def objectives(measured: Measured) -> tuple[float, float]:
-    """What the study minimises: the rate, and log₁₀(sequence KL + 0.001), so that factors count alike."""
-    return measured.rate, log10(min(max(measured.kl_sequence, 0.0), KL_MOST) + KL_FLOOR)
+    """What the study minimises: the rate, and log₁₀(sequence KL + 0.001), so that factors count alike.
+
+    Scores that stand for them are as they are.
+    """
+    if measured.damage_by is not None:
+        return remaining(measured), damage(measured)
+    return remaining(measured), log10(min(max(measured.kl_sequence, 0.0), KL_MOST) + KL_FLOOR)
 
 
-def frozen(trial: Trial, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
-    """A trial as Optuna keeps it."""
+def without_scale(values: Sequence[tuple[float, float]], history: Sequence[Trial]) -> list[tuple[float, float]]:
+    """What a sampler is told of trials: of a score, whose scale is the scorer's own, its rank among them."""
+    axes = axes_of(history[0].measured) if history else None
+    if axes is None or not axes.keys:
+        return list(values)
+    first, second = ([pair[axis] for pair in values] for axis in (0, 1))
+    return list(
+        zip(
+            first if axes.rate_by is None else ranks(first),
+            second if axes.damage_by is None else ranks(second),
+            strict=True,
+        )
+    )
+
+
+def told(history: Sequence[Trial], distributions: Mapping[str, BaseDistribution]) -> list[FrozenTrial]:
+    """Trials for a sampler to learn from."""
+    values = without_scale([objectives(trial.measured) for trial in history], history)
+    return [frozen(trial, distributions, each) for trial, each in zip(history, values, strict=True)]
+
+
+def frozen(
+    trial: Trial, distributions: Mapping[str, BaseDistribution], values: tuple[float, float] | None = None
+) -> FrozenTrial:
+    """A trial as Optuna keeps it; its values are its `objectives`, where no others are given."""
     measured = trial.measured
     return optuna.trial.create_trial(
         state=TrialState.COMPLETE,
         params=dict(trial.parameters),
         distributions={name: distributions[name] for name in trial.parameters},
-        values=list(objectives(measured)),
+        values=list(values or objectives(measured)),
         user_attrs={"index": trial.index, "seconds": trial.seconds, "measured": vars(measured)},
     )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from excise.edit import Edit
+from excise.search.axes import Axes
 from excise.search.trial import Measured, Parameters, Trial
 
 
@@ -19,6 +22,7 @@ class FrontPoint:
     tune        what the search saw
     select      what it did on prompts the search never saw
     trial       index of the trial
+    scores      that the search traded, by key: the mean of both splits
     """
 
     rate: float
@@ -29,13 +33,35 @@ class FrontPoint:
     tune: Measured
     select: Measured
     trial: int
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def rate_by(self) -> str | None:
+        """The key of the score that stands for the rate; None: the rate itself."""
+        return self.tune.rate_by
+
+    @property
+    def damage_by(self) -> str | None:
+        """The key of the score that stands for the damage; None: the divergences."""
+        return self.tune.damage_by
+
+    def to_json(self) -> dict[str, Any]:
+        """What was measured, as JSON values."""
+        measured = {"rate": self.rate, "kl_first": self.kl_first, "kl_sequence": self.kl_sequence}
+        return {**measured, **scores_in_json(self.scores)}
+
+
+def scores_in_json(scores: Mapping[str, float]) -> dict[str, Any]:
+    """`{"scores": …}` for a row of JSON values, or nothing where there are none; null where one is infinite."""
+    finite = {key: value if isfinite(value) else None for key, value in scores.items()}
+    return {"scores": finite} if scores else {}
 
 
 @dataclass(frozen=True)
 class SearchResult:
     """The Pareto front of a search, and the edit to take.
 
-    front      non-dominated points, by increasing rate
+    front      non-dominated points, by increasing rate (or what stands for it)
     best       the edit of the point that was taken
     reason     the rule that took it, in a sentence; says so where `max_kl` or `max_rate` could not be met
     satisfied  whether they were met
@@ -43,6 +69,8 @@ class SearchResult:
     seconds    the trials took, those of earlier calls included
     method     that searched
     notes      what the method stated: what it left out, or which fall-back it took
+    axes       which scores stood for the rate and the damage
+    base_scores  what registered scorers said of the base model on the tune split, by key
     """
 
     front: tuple[FrontPoint, ...]
@@ -53,6 +81,8 @@ class SearchResult:
     seconds: float
     method: str
     notes: tuple[str, ...] = ()
+    axes: Axes = field(default_factory=Axes)
+    base_scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def trials(self) -> int:
@@ -75,6 +105,7 @@ class SearchResult:
                 "kl_sequence": trial.measured.kl_sequence,
                 "screened": trial.measured.screened,
                 "on_front": trial.index in on_front,
+                **scores_in_json(trial.measured.scores),
             }
             for trial in self.history
         ]

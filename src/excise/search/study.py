@@ -18,12 +18,14 @@ from optuna.distributions import BaseDistribution
 from excise.edit import Edit
 from excise.errors import EditError
 from excise.progress import Progress, silent
+from excise.search.front import axes_of
 from excise.search.proposer import Proposer, frozen, quiet
 from excise.search.trial import UNLIMITED, Limits, Measured, Parameters, Trial
 
 KL_CEILING = 1.5
 KL_NEGLIGIBLE = 0.02
 ONSET_LIMIT = 0.8
+METRICS = ("rate", "log10 kl_sequence")
 _FILE = "study.db"
 _BATCH = "trials per batch"
 
@@ -53,11 +55,13 @@ class Study:
 
     directory  holds `study.db`; None keeps everything in memory
     key        of all that the trials depend on: another key in the same directory is another study
+    metrics    what the two values of a stored trial are (`excise.search.proposer.objectives`)
 
     Edits that cannot be made again from a trial's parameters are kept in `edits/KEY/NNNN.safetensors` beside it.
     """
 
-    def __init__(self, directory: Path | None, *, key: str) -> None:
+    def __init__(self, directory: Path | None, *, key: str, metrics: tuple[str, str] = METRICS) -> None:
+        self._metrics = list(metrics)
         self._name = f"excise-{key}"
         self._directory = directory
         self._study: optuna.Study | None = None
@@ -124,7 +128,7 @@ class Study:
                     directions=["minimize", "minimize"],
                     load_if_exists=True,
                 )
-                self._study.set_metric_names(["rate", "log10 kl_sequence"])
+                self._study.set_metric_names(self._metrics)
         return self._study
 
     def _load(self) -> None:
@@ -199,6 +203,8 @@ def limits_after(history: Sequence[Trial]) -> Limits:
     reached rate 0, the trial is dominated whatever its rate. KLs below 0.02 nats count as equal: there the rate on
     unseen prompts matters more. The estimate from prefill is trusted (with a wide margin, where it is compared with
     measured rates) until a trial that it said to be unchanged turns out to have lost the behavior.
+
+    Where a score stands for the rate no trial is given up by its rate; where one stands for the damage, none by its KL.
     """
     if not history:
         return UNLIMITED
@@ -208,6 +214,12 @@ def limits_after(history: Sequence[Trial]) -> Limits:
         each.estimate is not None and each.estimate >= 0.75 * ONSET_LIMIT and each.rate < 0.5 * each.estimate
         for each in measured
     )
+    axes = axes_of(history[0].measured)
+    if axes.keys:
+        by_rate = axes.rate_by is None and not misled
+        return Limits(
+            kl=KL_CEILING if axes.damage_by is None else float("inf"), onset=ONSET_LIMIT if by_rate else float("inf")
+        )
     kl = min(KL_CEILING, max(KL_NEGLIGIBLE, min(clean, default=KL_CEILING)))
     if misled:
         return Limits(kl=kl, onset=float("inf"))

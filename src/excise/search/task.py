@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -15,6 +15,7 @@ from excise.directions import Directions
 from excise.edit import Edit, Norm
 from excise.model import EditableModel
 from excise.progress import Progress, silent
+from excise.search.axes import Axes
 from excise.search.objective import BehaviorObjective
 from excise.search.study import Study
 from excise.search.trial import UNLIMITED, Limits, Parameters, Trial
@@ -23,6 +24,7 @@ Budget = Literal["quick", "standard", "thorough"]
 
 TRIALS: Mapping[str, int] = {"quick": 24, "standard": 60, "thorough": 200}
 _NOTES = "notes"
+_SCORERS, _BASE_SCORES = "scorers", "base scores"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Task:
     study       where trials go
     max_kl, max_rate  goals; only a method that says so (`Method.aims_at_goals`) may let its trials depend on them
     preserve    the dial between removing (0) and preserving (1); None: the front's own rule
+    axes        scores that stand for the rate and the damage
     seconds     how long the search may take, in place of the budget; only some methods can promise that
     max_tokens  of a response; None: the behavior's own
     """
@@ -52,6 +55,7 @@ class Task:
     max_kl: float | None = None
     max_rate: float | None = None
     preserve: float | None = None
+    axes: Axes = field(default_factory=Axes)
     seconds: float | None = None
     max_tokens: int | None = None
     batch_size: int | None = None
@@ -64,8 +68,17 @@ class Task:
 
     @cached_property
     def tune(self) -> BehaviorObjective:
-        """What trials are scored with: the `tune` split. The base model is measured when this is first asked for."""
-        return self.measure(self.splits.tune)
+        """What trials are scored with: the `tune` split. The base model is measured when this is first asked for.
+
+        So it is by the scorers that the axes need: raises `InputError` where none returns what is asked for.
+        """
+        found = self.measure(self.splits.tune)
+        if self.axes.keys and self.study.note(_SCORERS) is None:
+            sources, scores = found.locate()
+            self.study.remember(_BASE_SCORES, scores)
+            self.study.remember(_SCORERS, sources)
+            found = replace(found, sources=sources)
+        return found
 
     def measure(self, prompts: PromptSet, *, screening: bool = True) -> BehaviorObjective:
         """The objective on other prompts; measures the base model, which must have no edit live."""
@@ -74,10 +87,17 @@ class Task:
             self.behavior,
             prompts,
             screening=screening,
+            axes=self.axes,
+            sources=self.study.note(_SCORERS) or {},
             max_tokens=self.max_tokens,
             batch_size=self.batch_size,
             progress=self.progress,
         )
+
+    @property
+    def base_scores(self) -> Mapping[str, float]:
+        """What registered scorers said of the base model on the tune split, by key; empty before `tune` was asked."""
+        return dict(self.study.note(_BASE_SCORES) or {})
 
     def add_trial(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Parameters = Mapping[str, float | str]
 
@@ -19,6 +19,10 @@ class Measured:
     estimate     the rate that prefill alone predicted; None where it was not asked
     screened     whether it was given up before any generation; such a trial never enters the front
     reason       why it was screened, else empty
+    scores       by key, those that the search was asked to trade, small being good; infinite where a screened trial
+                 was not scored
+    rate_by      the key of the score that stands for the rate in this search; None: the rate itself
+    damage_by    the key of the score that stands for the damage; None: `excise.search.front.damage`
     """
 
     rate: float
@@ -28,6 +32,9 @@ class Measured:
     estimate: float | None = None
     screened: bool = False
     reason: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    rate_by: str | None = None
+    damage_by: str | None = None
 
 
 @dataclass(frozen=True)

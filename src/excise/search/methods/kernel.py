@@ -19,12 +19,13 @@ from typing import ClassVar
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from excise.directions import Directions
 from excise.edit import Edit, Role, Writer
+from excise.search.front import damage, remaining
 from excise.search.methods.registry import Method, register
-from excise.search.proposer import quiet
+from excise.search.proposer import frozen, quiet, without_scale
 from excise.search.task import Task
 from excise.search.trial import Parameters, Trial
 
@@ -106,17 +107,15 @@ def propose(
     )
     with quiet():
         study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
-        study.add_trials([_frozen(trial, distributions) for trial in history])
+        study.add_trials(_told(history, distributions))
         return dict(study.ask(dict(distributions)).params)
 
 
-def _frozen(trial: Trial, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
-    return optuna.trial.create_trial(
-        state=TrialState.COMPLETE,
-        params=dict(trial.parameters),
-        distributions=dict(distributions),
-        values=[trial.measured.rate, trial.measured.kl_first],
-    )
+def _told(history: Sequence[Trial], distributions: Mapping[str, BaseDistribution]) -> list[FrozenTrial]:
+    found = [trial.measured for trial in history]
+    pairs = [(remaining(each), each.kl_first if each.damage_by is None else damage(each)) for each in found]
+    values = without_scale(pairs, history)
+    return [frozen(trial, distributions, each) for trial, each in zip(history, values, strict=True)]
 
 
 def _directions(task: Task) -> tuple[Directions, int]:

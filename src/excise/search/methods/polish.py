@@ -32,7 +32,7 @@ from excise.search.along import at, propose, ranges
 from excise.search.closed_form import conditional_factors
 from excise.search.cost.fit import micro_that_fits
 from excise.search.factors import Factors
-from excise.search.front import damage
+from excise.search.front import choose, damage
 from excise.search.lessons import Lessons, answers, learn, openings
 from excise.search.methods.registry import Method, register
 from excise.search.methods.schedule import begin_with, space_of
@@ -276,6 +276,8 @@ class _Search:
 
     def _best(self, trials: Sequence[Trial]) -> int:
         """Which of the closed forms leaves least of the behavior and of the damage, as measured."""
+        if self.task.axes.keys:
+            return choose([trial.measured for trial in trials], preserve=0.5).index
         shown = self.task.tune.base_rate or 1.0
         scores = [trial.measured.rate / shown + 2 * damage(trial.measured) for trial in trials]
         return scores.index(min(scores))
