@@ -27,7 +27,7 @@ from typing import Any
 from real_model import ROOT, SHARED, SYSTEM, _joined
 
 MODEL = ROOT / "runs" / "bench-model"
-METHODS = ("polish", "schedule", "matrix-fit", "kernel", "arditi", "mean-difference")
+METHODS = ("polish", "allocation", "schedule", "matrix-fit", "kernel", "arditi", "mean-difference")
 RECIPES = ("no tail", "no behavior loss", "right factors alone")
 WORST_KL = 0.5
 """Of the corner that the hypervolume is measured from: rate 1, this KL."""
@@ -77,6 +77,8 @@ def _options() -> argparse.Namespace:
 
 def _search(method: str, recipe: str | None, seed: int, budget: str, out: Path) -> None:
     """One search; its front as edit files, its wall time and its peak memory."""
+    import torch
+
     import excise
     from excise.behaviors import SplitSizes
     from excise.search import search
@@ -105,11 +107,25 @@ def _search(method: str, recipe: str | None, seed: int, budget: str, out: Path) 
                 "edit": f"{index:03d}.safetensors",
                 "chosen": point.edit is found.best,
                 "parameters": dict(point.parameters),
+                "reserve": point.reserve,
                 **{split: _measured(getattr(point, split)) for split in ("tune", "select")},
             }
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    summary = {"seconds": seconds, "peak_bytes": peak, "trials": found.trials, "points": points, "notes": found.notes}
+    summary = {
+        "seconds": seconds,
+        "cpu_seconds": time.process_time(),
+        "threads": torch.get_num_threads(),
+        "peak_bytes": peak,
+        "trials": found.trials,
+        "reason": found.reason,
+        "points": points,
+        "history": [
+            {"seconds": trial.seconds, "parameters": dict(trial.parameters), **_measured(trial.measured)}
+            for trial in found.history
+        ],
+        "notes": found.notes,
+    }
     (out / "searched.json").write_text(json.dumps(summary, indent=1))
 
 

@@ -1,6 +1,8 @@
 """Strengths by quadratic programs: the programs, the slopes and curvatures they are made of, and the path."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import pytest
@@ -8,11 +10,17 @@ import torch
 from torch import Tensor
 
 from excise.activations import port_statistics
-from excise.model.ports import ports_of
+from excise.activations.port_statistics import PortStatistics
+from excise.activations.second_moments import SecondMomentAccumulator
+from excise.directions import Directions
+from excise.edit import Edit
+from excise.model.ports import Port, ports_of
 from excise.search.allocation import path, step
 from excise.search.closed_form import conditional_factors
+from excise.search.factors import Factors
 from excise.search.lessons import answers, learn, openings
 from excise.search.sensitivity import Sensitivity, Watched, by_differences, by_gradients, gives_gradients
+from excise.search.units import Kind, fisher_weighted, oblique, output_fisher, unit_factors
 from zoo.taught import SIZES, found, refusing, taught
 
 
@@ -80,23 +88,42 @@ def test_the_path_grows_lighter_and_never_worse_than_where_it_begins() -> None:
     assert found_path[-1].strengths[3] == 0.0, "it does nothing for the behavior"
 
 
+@dataclass(frozen=True)
+class Room:
+    """A tiny taught model, and what its writers read."""
+
+    watched: Watched
+    directions: Directions
+    ports: tuple[Port, ...]
+    statistics: dict[str, PortStatistics]
+
+    def units(self, kind: Kind) -> Factors:
+        return unit_factors(
+            self.watched.model, self.ports, self.statistics, self.directions.per_layer(), kind=kind, weight=3.0
+        )
+
+
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """The closed forms of a tiny taught model, at every writer."""
+def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
     model, behavior = taught(), refusing(tmp_path_factory.mktemp("prompts"))
     splits = behavior.splits(SIZES)
     directions = found(behavior, splits)
     lessons = learn(model, behavior, splits.fit)
     ports = ports_of(model.hf_model, model.survey).found
-    from excise.edit import Edit
-
     strong = Edit.project(model.survey, directions.per_layer(), 1.0)
     begun = openings(model, lessons, strong)
     statistics = port_statistics.collect(model, ports, baseline=lessons.baseline, target=[*lessons.target, *begun])
     factors = conditional_factors(model, ports, statistics, directions.per_layer(), weight=3.0)
     learned = answers(model, behavior, lessons, [factors.edit(), strong])
-    yield Watched(model, factors, lessons, learned)
+    yield Room(Watched(model, factors, lessons, learned), directions, ports, statistics)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.hf_model.modules())
+    assert all(parameter.requires_grad for parameter in model.hf_model.parameters())
+
+
+@pytest.fixture
+def watched(room: Room) -> Watched:
+    """The closed forms, at every writer."""
+    return room.watched
 
 
 def test_gradients_and_differences_agree(watched: Watched) -> None:
@@ -160,3 +187,75 @@ def test_scaled_factors_are_the_edit_that_strengths_stand_for(watched: Watched) 
     with model.edited(scaled.edit()):
         edited = last_logits(model, batch, 1)
     torch.testing.assert_close(live, edited, rtol=1e-3, atol=1e-4)
+
+
+def test_the_projection_unit_is_the_plain_projection(room: Room) -> None:
+    """W′ = W − r rᵀW."""
+    model = room.watched.model
+    for site in room.units("projection").edit().sites:
+        weight = model.hf_model.get_parameter(site.writer.parameter).detach()
+        (change,) = site.changes
+        direction = torch.nn.functional.normalize(change.left[:, 0], dim=0)
+        torch.testing.assert_close(
+            change.left @ change.right, -torch.outer(direction, direction @ weight), rtol=1e-3, atol=1e-4
+        )
+
+
+def test_an_oblique_projection_removes_the_direction_and_moves_baseline_states_least() -> None:
+    """Against other projections that take r away just so: y − r(s·y) with s·r = 1."""
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(4000, 6, generator=generator) @ torch.randn(6, 6, generator=generator)
+    accumulator = SecondMomentAccumulator(6)
+    accumulator.update(states)
+    direction = torch.nn.functional.normalize(torch.randn(1, 6, generator=generator))
+    found_row = oblique(accumulator.result(), direction)
+    assert float((found_row * direction).sum()) == pytest.approx(1.0, rel=1e-5)
+    moved = float((states @ found_row[0]).square().mean())
+    plain = float((states @ direction[0]).square().mean())
+    assert moved < plain
+    for _ in range(50):
+        other = found_row + 0.3 * torch.randn(1, 6, generator=generator)
+        other = other / (other * direction).sum()
+        assert moved <= float((states @ other[0]).square().mean()) * 1.02, "up to the ridge"
+
+
+def test_the_fisher_matrix_foretells_what_moving_one_output_does(room: Room) -> None:
+    """½ vᵀGv, for a random v, against the damage when its outputs all move by v at one token."""
+    watched, model = room.watched, room.watched.model
+    fishers = output_fisher(watched, samples=60)
+    assert set(fishers) == {factor.port.writer.parameter for factor in watched.factors.factors}
+    none = torch.zeros(watched.factors.units)
+    generator = torch.Generator().manual_seed(0)
+    baseline = watched.lessons.baseline
+    longest = max(len(each.prompt) + len(each.response) - 1 for each in baseline)
+    port = room.ports[2]
+    moment = fishers[port.writer.parameter]
+    assert moment.matrix is not None
+    move = 0.02 * torch.randn(model.hidden, generator=generator)
+    damage = 0.0
+    for place in range(1, longest + 1):
+        module = model.hf_model.get_submodule(port.module)
+        handle = module.register_forward_hook(partial(_moved, move, place))
+        damage += by_gradients(watched, none, samples=1).damage
+        handle.remove()
+    tokens = moment.count / 60 / len(baseline)  # of a row, those that anything depends on
+    assert damage == pytest.approx(0.5 * tokens * float(move @ moment.matrix @ move), rel=0.3)
+
+
+def _moved(move: Tensor, place: int, _: object, __: object, output: Tensor) -> Tensor:
+    changed = output.clone()
+    changed[:, -place] += move
+    return changed
+
+
+def test_weighted_left_factors_take_as_much_along_the_direction_for_less_damage(room: Room) -> None:
+    factors = room.watched.factors
+    weighted = fisher_weighted(factors, output_fisher(room.watched, samples=20))
+    for one, other in zip(factors.factors, weighted.factors, strict=True):
+        (plain_left, plain_right), (left, right) = one.rows(), other.rows()
+        along = (plain_left @ left.T).item()
+        torch.testing.assert_close(right * along, plain_right, rtol=1e-3, atol=1e-5)
+    ones = torch.full((factors.units,), 0.3)
+    before = by_gradients(room.watched, ones).damage
+    after = by_gradients(Watched(room.watched.model, weighted, room.watched.lessons, room.watched.answers), ones).damage
+    assert after < before

@@ -18,16 +18,21 @@ class Point:
     kl_sequence: float
 
 
-@given(st.lists(st.tuples(VALUES, VALUES), max_size=30))
-def test_the_front_is_what_brute_force_finds(points: list[tuple[float, float]]) -> None:
-    usable = [index for index, (a, b) in enumerate(points) if a == a and b == b]
+@dataclass(frozen=True)
+class Firm(Point):
+    reserve: float | None
+
+
+@given(st.integers(2, 3).flatmap(lambda size: st.lists(st.tuples(*[VALUES] * size), max_size=30)))
+def test_the_front_is_what_brute_force_finds(points: list[tuple[float, ...]]) -> None:
+    usable = [index for index, point in enumerate(points) if all(value == value for value in point)]
 
     def beaten(index: int) -> bool:
-        a, b = points[index]
         return any(
-            (points[other][0] <= a and points[other][1] <= b) and (points[other] != points[index] or other < index)
-            for other in usable
-            if other != index
+            all(one <= other for one, other in zip(points[rival], points[index], strict=True))
+            and (points[rival] != points[index] or rival < index)
+            for rival in usable
+            if rival != index
         )
 
     expected = [index for index in usable if not beaten(index)]
@@ -45,6 +50,24 @@ def test_the_lowest_rate_wins_then_the_smallest_damage() -> None:
 def test_without_a_low_rate_the_tolerance_is_relative_to_the_lowest() -> None:
     points = [Point(0.30, 0.9, 0.9), Point(0.31, 0.2, 0.2), Point(0.35, 0.1, 0.1)]
     assert choose(points).index == 1
+
+
+def test_a_point_whose_behavior_is_back_at_a_part_of_its_strength_is_passed_over() -> None:
+    points = [Firm(0.0, 0.02, 0.02, 0.3), Firm(0.0, 0.03, 0.03, 0.05), Firm(0.01, 0.05, 0.05, 0.0)]
+    choice = choose(points)
+    assert choice.index == 1
+    assert "1 with a smaller KL passed over" in choice.reason
+
+
+def test_where_no_point_has_reserve_those_with_the_most_are_near_enough() -> None:
+    points = [Firm(0.0, 0.02, 0.02, 0.9), Firm(0.0, 0.03, 0.03, 0.63), Firm(0.0, 0.05, 0.05, 0.6)]
+    assert choose(points).index == 1
+
+
+def test_points_without_a_measured_reserve_are_not_judged_by_it() -> None:
+    points = [Firm(0.0, 0.02, 0.02, None), Firm(0.0, 0.03, 0.03, 0.05)]
+    assert choose(points).index == 0
+    assert "passed over" not in choose(points).reason
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,11 @@ def _training(result: Record) -> list[str]:
     if kind == "polish" or (kind == "between" and along != 0):
         how = f"for {formats.count(int(steps), 'gradient step')}" if steps else "by gradient descent"
         return [f"The changes, and nothing else, were then trained {how} on responses of the model’s own."]
-    known = kind in ("closed form", "between") or not edited.has_low_rank(result)
+    known = kind in ("closed form", "between") or parameters.text("units") is not None or not edited.has_low_rank(result)
     return ["There was no training."] if known else []
 
 
 def _is_conditional(result: Record) -> bool:
     """Whether the search was for changes that are silent on ordinary prompts."""
-    return result.text("search", "method") == "polish"
+    units = chosen_parameters(result).text("units")
+    return result.text("search", "method") == "polish" or units == "conditional"

@@ -27,7 +27,7 @@ REACH, LARGEST = 0.5, 2.0
 PRICE = 1e-3
 """Nats that a unit of strength must save at least, relative to the weight of preserving."""
 
-_ROUNDS = 3
+ROUNDS = 3
 _SMALL = 0.01
 _DAMPING = 1e-5
 
@@ -73,16 +73,19 @@ def path(
     preserves: Sequence[float],
     *,
     price: float = PRICE,
-    rounds: int = _ROUNDS,
+    rounds: int = ROUNDS,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Iterator[Allocation]:
     """The allocation for each weight of preserving, each from where the one before ended.
 
-    measure  what small changes do at some strengths; called about `rounds` + 1 times per weight
+    measure  what small changes do at some strengths; called at most `rounds` times per weight, and once before
     """
     now, found = start, measure(start)
-    for preserve in preserves:
+    for number, preserve in enumerate(preserves):
         reach = REACH
-        for _ in range(rounds):
+        for done in range(rounds):
+            if progress is not None:
+                progress(number * rounds + done, len(preserves) * rounds, "rounds")
             there = step(found, now, preserve=preserve, price=price * preserve, reach=reach)
             if float((there - now).abs().max()) < _SMALL:
                 break

@@ -16,11 +16,12 @@ from excise.edit import Edit
 from excise.search.proposer import quiet, told
 from excise.search.trial import Trial
 
-WEAKEST, STRONGEST = 1.0, 1.5
-"""Never weaker than polished: prompts of one source do not tell how soon the behavior then comes back on another."""
+WEAKEST, STRONGEST = 0.4, 1.5
+"""An edit polished with little weight on preserving, then weakened, does better on other sources of prompts than one
+polished with more; how weak it may be, the reserve tells that `front.choose` guards."""
 
-_BEGIN_WITH = ((1.0, 1.25), (0.5, 1.0), (0.25, 1.25))
-"""Proposed first: share of the path, strength."""
+_BEGIN_WITH = (0.8, 0.6, 1.25, 0.45)
+"""Proposed first: strengths of the end of the polish's first phase."""
 
 
 def ranges(length: int) -> dict[str, FloatDistribution]:
@@ -44,8 +45,7 @@ def propose(history: Sequence[Trial], *, tried: int, length: int, seed: int) -> 
     tried    how many of them were proposed here
     """
     if tried < len(_BEGIN_WITH):
-        share, strength = _BEGIN_WITH[tried]
-        return {"along": share * (length - 1), "strength": strength}
+        return {"along": 1.0, "strength": _BEGIN_WITH[tried]}
     distributions: Mapping[str, BaseDistribution] = ranges(length)
     sampler = optuna.samplers.TPESampler(
         seed=(seed * 1_000_003 + len(history)) % 2**32, multivariate=True, n_startup_trials=0, n_ei_candidates=32

@@ -8,10 +8,12 @@ from math import isfinite
 from typing import Protocol, runtime_checkable
 
 from excise.search.axes import NEAR_SHARE, Axes, in_unit, near_lowest
+from excise.search.trial import RESERVE
 
 RATE_TOLERANCE = 0.01
 GOAL_RATE = 0.01
 NEGLIGIBLE_KL = 0.005
+RESERVE_GOAL, RESERVE_TOLERANCE = 0.05, 0.05
 _RELATIVE = f"the lowest and {NEAR_SHARE:.0%} of the way to the"
 
 
@@ -49,6 +51,15 @@ class Rescored(Scored, Protocol):
         """The score that stands for the damage; None: the divergences."""
 
 
+@runtime_checkable
+class Guarded(Scored, Protocol):
+    """A point whose reserve may be known."""
+
+    @property
+    def reserve(self) -> float | None:
+        """The rate at `RESERVE` of the edit's strength; None where it was not measured."""
+
+
 def axes_of(point: Scored) -> Axes:
     """What stands for the point's rate and damage."""
     return Axes(point.rate_by, point.damage_by) if isinstance(point, Rescored) else Axes()
@@ -69,22 +80,18 @@ def damage(point: Scored) -> float:
     return (point.kl_first + point.kl_sequence) / 2
 
 
-def non_dominated(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other point beats (at least as small in both values, smaller in one).
+def non_dominated(points: Sequence[tuple[float, ...]]) -> list[int]:
+    """Indices of the points that no other point beats (at least as small in every value, smaller in one).
 
-    By increasing first value; of equal points the first one stays. NaN never is on the front. O(n log n).
+    By increasing first value, then the second, and so on; of equal points the first one stays. A point with a NaN
+    never is among them. O(n²) comparisons.
     """
-    order = sorted(
-        (index for index, (first, second) in enumerate(points) if first == first and second == second),
-        key=lambda index: (*points[index], index),
-    )
-    front: list[int] = []
-    best = float("inf")
-    for index in order:
-        if points[index][1] < best or (not front and points[index][1] == best):
-            front.append(index)
-            best = points[index][1]
-    return front
+    known = sorted((point, index) for index, point in enumerate(points) if not any(value != value for value in point))
+    kept: list[tuple[tuple[float, ...], int]] = []
+    for point, index in known:  # whatever beats a point comes before it
+        if not any(all(one <= other for one, other in zip(best, point, strict=True)) for best, _ in kept):
+            kept.append((point, index))
+    return [index for _, index in kept]
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,8 @@ def choose(
     Without limits: the smallest KL (see `damage`) among the points whose rate is at most 1 %, or at most 0.01 above the
     lowest rate, where that is more. Removing the behavior comes first, and rates that a few dozen prompts cannot tell
     apart count as equal. So do KLs below 0.005 nats, which no reader would notice: among those the lowest rate wins.
+    A guard passes over points without reserve: where the behavior is back at three quarters of the strength, other
+    prompts than those of the search's own sources bring it back too.
     Of a score that stands for the rate or the KL the scale is not known: there as much counts as equal to the lowest
     as `excise.search.axes.near_lowest` says. The limits are always those of the rate and the KL themselves.
 
@@ -145,7 +154,26 @@ def choose(
         return max(damage(point), NEGLIGIBLE_KL), point.rate, damage(point)
 
     reason = f"the smallest KL at a rate of at most {limit:.3g}; below {NEGLIGIBLE_KL} nats the lowest rate"
-    return Choice(min(near, key=cost), True, reason)
+    firm, needed = _firm(points, near)
+    index = min(firm, key=cost)
+    passed = sum(cost(each) < cost(index) for each in near)
+    if passed:
+        reason += (
+            f"; {passed} with a smaller KL passed over, whose rate at {RESERVE:.0%} strength is above {needed:.3g}"
+        )
+    return Choice(index, True, reason)
+
+
+def _firm(points: Sequence[Scored], near: Sequence[int]) -> tuple[list[int], float]:
+    """Of those points the ones with reserve, and the rate that they may show at a part of their strength.
+
+    At most `RESERVE_GOAL`, or `RESERVE_TOLERANCE` above the lowest, where that is more. Points whose reserve was not
+    measured are not judged by it.
+    """
+    reserves = {index: point.reserve for index in near if isinstance(point := points[index], Guarded)}
+    known = {index: reserve for index, reserve in reserves.items() if reserve is not None}
+    needed = max(RESERVE_GOAL, min(known.values(), default=0.0) + RESERVE_TOLERANCE)
+    return [index for index in near if known.get(index, 0.0) <= needed + 1e-9], needed
 
 
 def _by_scores(points: Sequence[Scored], within: Sequence[int], max_rate: float | None, base: float | None) -> Choice:

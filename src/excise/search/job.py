@@ -25,7 +25,8 @@ from excise.search.study import METRICS, Study
 from excise.search.task import TRIALS, Budget, Task, notes_of
 from excise.search.trial import Measured, Trial
 
-CONFIRMED = 6
+CONFIRMED = 8
+_OF_FRONT, _LOW = 5, 0.1
 """How many points of the front are measured again on the select split."""
 
 _SCHEMA = 2
@@ -144,15 +145,17 @@ def _key(
 def to_confirm(history: Sequence[Trial], *, max_kl: float | None = None) -> list[Trial]:
     """The trials that are measured again on unseen prompts.
 
-    The two lowest rates of the front; then the leaders among other kinds of direction; then the rest of the front.
-    With `max_kl`, only trials within it, if there are any. Where every trial was screened, the first one.
+    The front from light to thorough; then the leaders among other kinds of direction; then, of trials with low rates,
+    those that prefill says to have more in reserve than what beats them: few prompts do not tell low rates apart. With
+    `max_kl`, only trials within it, if there are any. Where every trial was screened, the first one.
     """
     measured = [trial for trial in history if not trial.measured.screened]
     within = [trial for trial in measured if max_kl is None or trial.measured.kl_first <= max_kl]
     pool = within or measured or list(history[:1])
-    front = front_of(pool) or pool
-    rest = [front[index] for index in spread(range(len(front)), most=CONFIRMED)]
-    wanted = {trial.index: trial for trial in (*front[:2], *leaders(pool)[:3], *rest)}
+    front, firm = (front_of(pool, firm=each) or pool for each in (False, True))
+    light_to_thorough = [front[index] for index in spread(range(len(front)), most=_OF_FRONT)]
+    others = sorted((each for each in firm if each.measured.rate <= _LOW), key=lambda each: damage(each.measured))
+    wanted = {trial.index: trial for trial in (*light_to_thorough, *leaders(pool)[:2], *others)}
     return list(wanted.values())[:CONFIRMED]
 
 
@@ -160,7 +163,7 @@ def _confirmed(task: Task, method: Method) -> list[FrontPoint]:
     """The trials worth it, measured again on prompts the search never saw, with their edits."""
     chosen = to_confirm(task.study.trials, max_kl=task.max_kl)
     edits = [method.edit(task, trial) for trial in chosen]
-    measured = _confirm(task, chosen, edits, partial(task.measure, task.splits.select, screening=False))
+    measured = _confirm(task, chosen, edits, partial(task.measure, task.splits.select, screening=False, reserve=True))
     provenance = _provenance(task, method)
     return [_point(trial, found, edit, provenance) for trial, edit, found in zip(chosen, edits, measured, strict=True)]
 
@@ -226,7 +229,7 @@ def _result(points: list[FrontPoint], task: Task, method: Method) -> SearchResul
     base = task.base_scores.get(task.axes.rate_by or "")
     choice = choose(points, max_kl=task.max_kl, max_rate=task.max_rate, preserve=task.preserve, base=base)
     taken = points[choice.index]
-    on_front = non_dominated([(remaining(point), damage(point)) for point in points])
+    on_front = non_dominated([(remaining(point), damage(point), point.reserve or 0.0) for point in points])
     kept = {choice.index, *on_front}
     front = sorted((points[index] for index in kept), key=lambda point: (remaining(point), damage(point)))
     return SearchResult(

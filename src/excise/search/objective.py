@@ -17,10 +17,11 @@ from excise.model.population import favourable_count
 from excise.model.row_groups import Population
 from excise.progress import Progress, silent
 from excise.search.axes import Axes
-from excise.search.trial import UNLIMITED, Limits, Measured
+from excise.search.trial import RESERVE, UNLIMITED, Limits, Measured
 
 MOST_KL = 1e6
 _SLACK = 0.15
+_LITTLE = 0.2
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class BehaviorObjective:
     onset      where the base model begins to show the behavior on its target prompts; None: no screening by it
     base_rate  how often the base model shows it there; None where it was not measured
     at_once    how many edits it is best given at a time (`many`)
+    reserve    whether rates at `RESERVE` of the strength are measured too, of edits that leave little
     axes       scores that are wanted too, of every edit that is measured in full
     sources    which registered scorer returns each of them that is not built in (`locate` finds out)
     """
@@ -45,6 +47,7 @@ class BehaviorObjective:
     max_tokens: int | None = None
     batch_size: int | None = None
     at_once: int = 1
+    reserve: bool = False
     axes: Axes = field(default_factory=Axes)
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -56,6 +59,7 @@ class BehaviorObjective:
         prompts: PromptSet,
         *,
         screening: bool = True,
+        reserve: bool = False,
         axes: Axes | None = None,
         sources: Mapping[str, str] | None = None,
         max_tokens: int | None = None,
@@ -65,6 +69,7 @@ class BehaviorObjective:
         """Measure the base model, which must have no edit live.
 
         screening  whether trials can be screened by their onset; False saves the base model's responses
+        reserve    whether edits are also measured at a part of their strength
         """
         reference = Reference.measure(model, prompts.baseline, behavior, batch_size=batch_size, progress=progress)
         onset, base_rate = None, None
@@ -91,6 +96,7 @@ class BehaviorObjective:
             max_tokens,
             batch_size,
             at_once,
+            reserve,
             axes or Axes(),
             sources or {},
         )
@@ -105,6 +111,8 @@ class BehaviorObjective:
         Registered scorers are asked one edit at a time. Raises `ScorerError`.
         """
         found = self.model.measure_each(edits, partial(self._measure, limits))
+        if self.reserve:
+            found = self._with_reserves(edits, found)
         return [self._scored(edit, each) for edit, each in zip(edits, found, strict=True)]
 
     def locate(self) -> tuple[dict[str, str], dict[str, float]]:
@@ -182,6 +190,16 @@ class BehaviorObjective:
         with self.model.edited(edit):
             said = scores_of(self.sources, self._subject)
         return replace(measured, scores={**measured.scores, **said})
+
+    def _with_reserves(self, edits: Sequence[Edit], found: Sequence[Measured]) -> list[Measured]:
+        """With the rate at `RESERVE` of the strength, of edits that leave little at the whole of it."""
+        asked = [index for index, each in enumerate(found) if not each.screened and each.rate <= _LITTLE]
+        weaker = self.model.measure_each(
+            [RESERVE * edits[index] for index in asked],
+            lambda live: list(self._rates(live, range(len(live))).values()),
+        )
+        reserves = {index: rate.value for index, rate in zip(asked, weaker, strict=True)}
+        return [replace(each, reserve=reserves.get(index)) for index, each in enumerate(found)]
 
     def _screen(self, kl: float, estimate: float | None, limits: Limits) -> str:
         if estimate is None:

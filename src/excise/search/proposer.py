@@ -136,10 +136,16 @@ def warm_starts(space: Space, sources: Sequence[Parameters]) -> list[Parameters]
     return list({_key(each): each for each in inside}.values())
 
 
-def front_of(history: Sequence[Trial]) -> list[Trial]:
-    """The trials on the Pareto front of rate and damage, by increasing rate; screened ones never are."""
+def front_of(history: Sequence[Trial], *, firm: bool = False) -> list[Trial]:
+    """The trials on the Pareto front of rate and damage, by increasing rate; screened ones never are.
+
+    firm  a front of three: a trial with a smaller estimate by prefill stays, whatever beats it in the other two
+    """
     measured = [trial for trial in history if not trial.measured.screened]
-    points = [(remaining(trial.measured), damage(trial.measured)) for trial in measured]
+    points = [
+        (remaining(trial.measured), damage(trial.measured), trial.measured.estimate or 0.0 if firm else 0.0)
+        for trial in measured
+    ]
     return [measured[index] for index in non_dominated(points)]
 
 

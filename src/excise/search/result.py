@@ -36,6 +36,11 @@ class FrontPoint:
     scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def reserve(self) -> float | None:
+        """The rate at three quarters of the edit's strength, on the select split; None where it was not measured."""
+        return self.select.reserve
+
+    @property
     def rate_by(self) -> str | None:
         """The key of the score that stands for the rate; None: the rate itself."""
         return self.tune.rate_by
@@ -48,6 +53,8 @@ class FrontPoint:
     def to_json(self) -> dict[str, Any]:
         """What was measured, as JSON values."""
         measured = {"rate": self.rate, "kl_first": self.kl_first, "kl_sequence": self.kl_sequence}
+        if self.reserve is not None:
+            measured["reserve"] = self.reserve
         return {**measured, **scores_in_json(self.scores)}
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -37,7 +38,7 @@ from excise.search.losses import (
     sequence_weights,
 )
 
-MOST_ROWS = 96
+MOST_ROWS = 48
 """Of each kind that are looked at: rows of similar prompts say the same."""
 
 SAMPLES = 2
@@ -89,11 +90,12 @@ class Watched:
         ]
 
 
-def sensitivity(watched: Watched, strengths: Float[Tensor, " unit"]) -> Sensitivity:
-    """By gradients where the model gives any, else by differences. Call it with no edit live."""
-    if gives_gradients(watched):
-        return by_gradients(watched, strengths)
-    return by_differences(watched, strengths)
+def sensitivity_of(watched: Watched) -> Callable[[Float[Tensor, " unit"]], Sensitivity]:
+    """The sensitivity at any strengths: by gradients where the model gives any, else by differences.
+
+    Call it, and what it returns, with no edit live.
+    """
+    return partial(by_gradients if gives_gradients(watched) else by_differences, watched)
 
 
 def gives_gradients(watched: Watched) -> bool:

@@ -80,13 +80,14 @@ class Task:
             found = replace(found, sources=sources)
         return found
 
-    def measure(self, prompts: PromptSet, *, screening: bool = True) -> BehaviorObjective:
+    def measure(self, prompts: PromptSet, *, screening: bool = True, reserve: bool = False) -> BehaviorObjective:
         """The objective on other prompts; measures the base model, which must have no edit live."""
         return BehaviorObjective.measure_base(
             self.model,
             self.behavior,
             prompts,
             screening=screening,
+            reserve=reserve,
             axes=self.axes,
             sources=self.study.note(_SCORERS) or {},
             max_tokens=self.max_tokens,

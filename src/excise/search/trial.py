@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 Parameters = Mapping[str, float | str]
 
+RESERVE = 0.75
+"""The share of an edit's strength at which it is asked whether the behavior is gone by a margin."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -17,6 +20,7 @@ class Measured:
     kl_sequence  the same over the tokens of the base model's own response
     prompts      number of target prompts
     estimate     the rate that prefill alone predicted; None where it was not asked
+    reserve      the rate when the edit is at `RESERVE` of its strength; None where it was not measured
     screened     whether it was given up before any generation; such a trial never enters the front
     reason       why it was screened, else empty
     scores       by key, those that the search was asked to trade, small being good; infinite where a screened trial
@@ -30,6 +34,7 @@ class Measured:
     kl_sequence: float
     prompts: int = 0
     estimate: float | None = None
+    reserve: float | None = None
     screened: bool = False
     reason: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from excise.activations.port_statistics import PortStatistics
 from excise.activations.second_moments import Ridge, SecondMoment, SecondMomentAccumulator, root_of
 from excise.edit import DirectionsLike
-from excise.errors import InputError
 from excise.model import EditableModel
 from excise.model.ports import Port, read_directions
 from excise.model.trace import attached
@@ -53,10 +52,8 @@ def unit_factors(
     weight  β of the conditional ones
     ridges  kept between calls
 
-    Ports without statistics are projected, whatever the kind. Raises `InputError` for an unknown kind.
+    Ports without statistics are projected, whatever the kind.
     """
-    if kind not in get_args(Kind):
-        raise InputError(f"unknown unit edit '{kind}'", hint=f"known: {', '.join(get_args(Kind))}")
 
     def right(port: Port, known: PortStatistics, ridge: Ridge, rows: Tensor) -> Tensor:
         if kind == "conditional":
@@ -106,13 +103,13 @@ def output_fisher(watched: Watched, *, samples: int = 1) -> dict[str, SecondMome
     model = watched.model.hf_model
     generator = torch.Generator().manual_seed(watched.seed)
     none = torch.zeros(watched.factors.units, requires_grad=True)
-    with ExitStack() as stack:
-        stack.enter_context(frozen(model))
-        for factor in watched.factors.factors:
-            module = model.get_submodule(factor.port.module)
-            stack.enter_context(attached(module.register_forward_hook(_catching(gathered, factor))))
+    with frozen(model):
         for group in groups(watched, [watched.lessons.baseline[index] for index in watched.baseline]):
-            with watched.factors.live(none):
+            with ExitStack() as hooks:
+                hooks.enter_context(watched.factors.live(none))  # what it adds, nothing, is what gradients come back to
+                for factor in watched.factors.factors:
+                    module = model.get_submodule(factor.port.module)
+                    hooks.enter_context(attached(module.register_forward_hook(_catching(gathered, factor))))
                 _, scores = damage_and_scores(watched, group, samples, generator)
             for number, score in enumerate(scores):
                 torch.autograd.grad(score.sum(), none, retain_graph=number < len(scores) - 1)

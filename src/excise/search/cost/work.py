@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from excise.search.cost.sizes import Sizes
 from excise.search.cost.speed import Speed
+from excise.search.groundwork import SOURCES
 from excise.search.lessons import MOST_TOKENS, WINDOW
 from excise.search.losses import ANSWER_WINDOW, BEHAVIOR_TOKENS
-from excise.search.methods.polish import BEYOND, RECIPES, SOURCES
+from excise.search.methods.polish import BEYOND, RECIPES
 from excise.search.polish import Recipe
 from excise.search.task import TRIALS
 
@@ -20,7 +21,7 @@ _SWEPT_TARGETS, _SWEPT_BASELINES, _SWEPT_TOKENS = 24, 16, 16
 _PLACES = 6  # per position in the sweep
 _IN_FULL = 0.6  # share of the trials of a black box that are not given up before anything is generated
 _ASKED = 2.5  # times that the fit prompts are asked for answers without the behavior, all told
-_CONFIRMED = 6
+_CONFIRMED = 8
 _PRODUCT = 1.5  # of adding a vector's square to a second moment, in units of `Speed.solve`
 _LOADS, _PROOFS = 3.0, 2.0  # what a bake loads and proves again
 
@@ -156,18 +157,17 @@ class Estimate:
         trial = self._prefilled(targets, baselines)
         live = self.speed.live
         generated = live * self.written(targets, work.edited)
-        again = live * (self._compared(others) + self.written(unseen, work.edited))
+        again = live * (self._compared(others) + 2 * self.written(unseen, work.edited))  # once more for the reserve
         confirmed = self._reference(others) + _CONFIRMED * again
         prepared = self._reference(baselines) + self.written(targets, work.target) + self._sweep()
         if work.recipe is None:
             trials = TRIALS[work.budget] if work.trials is None else work.trials
             return prepared + trials * (trial + _IN_FULL * generated) + confirmed
-        forms = SOURCES + 1  # of the best of them, one more
-        made = forms + len(work.recipe.phases)
+        made = SOURCES + len(work.recipe.phases)
         trials = made + BEYOND[work.budget] if work.trials is None else work.trials
         first = min(made, trials)
         full = first + _IN_FULL * (trials - first)
-        phases = max(first - forms, 0)
+        phases = max(first - SOURCES, 0)
         steps = sum(phase.steps for phase in work.recipe.phases[:phases])
         learned = self._lessons() + self._statistics()
         return prepared + learned + steps * self._step() + trials * trial + full * generated + confirmed
