@@ -170,6 +170,8 @@ def test_the_sweep_tries_every_position_and_ranks_what_removes_at_little_damage(
     assert begin[0] == best
     assert begin[1]["position"] == "-1"
     assert len(begin) == MOST_SOURCES
+    assert {each["position"] for each in sources(swept, inside={"-1"})} == {"+1"}
+    assert sources(swept, inside={"+1"}) == begin, "the position that is left removes nothing"
     warm = warm_starts(space, begin)
     assert warm[:2] == [dict(each) for each in begin[:2]]
     assert space.at_positions(["+1"]).choices("position") == ("+1",)

@@ -51,7 +51,8 @@ def _training(result: Record) -> list[str]:
     if kind == "polish" or (kind == "between" and along != 0):
         how = f"for {formats.count(int(steps), 'gradient step')}" if steps else "by gradient descent"
         return [f"The changes, and nothing else, were then trained {how} on responses of the model’s own."]
-    known = kind in ("closed form", "between") or parameters.text("units") is not None or not edited.has_low_rank(result)
+    solved = kind in ("closed form", "between") or parameters.text("units") is not None
+    known = solved or not edited.has_low_rank(result)
     return ["There was no training."] if known else []
 
 

@@ -29,7 +29,7 @@ CONFIRMED = 8
 _OF_FRONT, _LOW = 5, 0.1
 """How many points of the front are measured again on the select split."""
 
-_SCHEMA = 2
+_SCHEMA = 3
 
 
 def search(

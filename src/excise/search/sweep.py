@@ -7,7 +7,7 @@ the prompts. As in Arditi et al. (2024) what counts is what the ablation does, b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from excise.edit import Edit
@@ -18,6 +18,7 @@ from excise.search.trial import Measured, Parameters
 DEPTHS = (0.35, 0.5, 0.6, 0.7, 0.8)
 MOST_SOURCES = 6
 MOST_POSITIONS = 3
+_USELESS = 0.6
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,18 @@ def sweep(
     return sorted(tried, key=lambda each: each.score)
 
 
-def sources(swept: list[Swept]) -> list[Parameters]:
+def sources(swept: list[Swept], *, inside: Collection[str] = ()) -> list[Parameters]:
     """What to begin with: the best place of each of the three best positions, then their next best, six in all.
 
-    Positions differ in what they generalise to, which few prompts do not tell; so three are kept.
+    Positions differ in what they generalise to, which few prompts do not tell; so three are kept. A direction from the
+    instruction's own tokens may be that of what the target prompts are about, and then does nothing to others that
+    show the behavior (docs/lab-notes.md); such positions are left out where another one removes some of it.
+
+    inside  positions inside the instruction
     """
+    others = [each for each in swept if each.parameters["position"] not in inside]
+    if others and others[0].score <= _USELESS:
+        swept = others
     first: dict[float | str, Swept] = {}
     for each in swept:
         first.setdefault(each.parameters["position"], each)

@@ -36,13 +36,12 @@ from excise.model.generate import end_tokens
 from excise.model.steering import vector_added
 from excise.search.methods.registry import Method, register
 from excise.search.objective import BehaviorObjective
+from excise.search.positions import positions_after_instruction
 from excise.search.task import Task
 from excise.search.trial import Trial
 
 MOST_KL = 0.1
 LEAST_INDUCE = 0.0
-MOST_POSITIONS = 16
-"""How many tokens after the instruction are looked at, at most."""
 
 
 @dataclass(frozen=True)
@@ -93,18 +92,6 @@ def select_candidate(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
         return min(gentle, key=lambda each: each.bypass), said
     said = f"no direction can be ablated at a KL of at most {MOST_KL}: the smallest KL was taken"
     return min(finite or candidates, key=lambda each: each.kl), said
-
-
-def positions_after_instruction(task: Task) -> tuple[str, ...]:
-    """The tokens that all rendered prompts end on: those of the template after the instruction; at least the last."""
-    prompts = task.splits.fit
-    rows = task.model.template.encode(
-        [*prompts.target, *prompts.baseline], system=task.behavior.system, thinking=task.behavior.thinking
-    )
-    shared = 0
-    while shared < min(MOST_POSITIONS, *(len(row) for row in rows)) and len({row[-1 - shared] for row in rows}) == 1:
-        shared += 1
-    return tuple(f"-{index}" for index in range(1, max(shared, 1) + 1))
 
 
 def _directions(task: Task) -> Directions:
@@ -188,4 +175,4 @@ def _ablation(task: Task, directions: Directions, position: int, layer: int) -> 
     return Edit.project(task.model.survey, vector, norm=task.norm or "none", embedding=True)
 
 
-__all__ = ["Arditi", "Candidate", "onset_on_baseline", "positions_after_instruction", "select_candidate"]
+__all__ = ["Arditi", "Candidate", "onset_on_baseline", "select_candidate"]

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from excise.edit import Edit
 from excise.search.methods.registry import Method, register
+from excise.search.positions import inside_instruction
 from excise.search.proposer import TreeProposer
 from excise.search.space import Space
 from excise.search.study import run_study
@@ -67,6 +68,6 @@ def begin_with(task: Task, space: Space) -> Sequence[Parameters]:
     swept = sweep(
         space, rough.prefill_many, base_rate=task.tune.base_rate, at_once=rough.at_once, progress=task.progress
     )
-    found = sources(swept)
+    found = sources(swept, inside=inside_instruction(task, space.positions))
     task.study.remember("sources", [dict(each) for each in found])
     return found
