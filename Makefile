@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # Several processes share a machine, and the demo's tensors are small: threads beyond the cores only get in each other's way.
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-all zoo lint format docs architectures bench coverage install clean
+.PHONY: help demo test test-all zoo lint format docs architectures bench coverage ground-truth install clean
 
 help:
 	@echo "make demo      remove a behavior from the bundled model, in a few minutes and without a network"
@@ -16,7 +16,8 @@ help:
 	@echo "make lint      ruff, mypy, import-linter (format: let ruff fix what it can)"
 	@echo "make zoo       every decoder architecture of the installed Transformers: covered, proven, baked"
 	@echo "make docs      write docs/cli.md again (architectures: docs/architectures.md, from what is measured)"
-	@echo "make bench     the whole job on a realistic model (coverage: which writers a public tool finds): see bench/"
+	@echo "make bench     the whole job on a realistic model (coverage: which writers a public tool finds;"
+	@echo "                ground-truth: search methods where the truth is known, in an hour or two): see bench/"
 
 install: $(INSTALLED)
 
@@ -60,6 +61,9 @@ bench: $(INSTALLED)
 
 coverage: $(INSTALLED)
 	$(BIN)/python bench/coverage.py --table bench/coverage.md $(ARGS)
+
+ground-truth: $(INSTALLED)
+	$(BIN)/python bench/ground_truth.py --write docs/ground-truth.md $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

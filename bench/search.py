@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from one_search import record, searched
 from real_model import ROOT, SHARED, SYSTEM, _joined
 
 MODEL = ROOT / "runs" / "bench-model"
@@ -51,10 +50,9 @@ def main() -> None:
             *(("polish", each) for each in options.recipe),
         ]:
             place = options.out / f"{recipe or method}-{options.budget}-{seed}".replace(" ", "-")
-            if not (place / "searched.json").is_file():
-                command = [sys.executable, __file__, "--one", method, "--seeds", str(seed), "--budget", options.budget]
-                command += ["--out", str(place), *(("--recipe", recipe) if recipe else ())]
-                subprocess.run(command, check=True)
+            command = [sys.executable, __file__, "--one", method, "--seeds", str(seed), "--budget", options.budget]
+            command += ["--out", str(place), *(("--recipe", recipe) if recipe else ())]
+            searched(place, command)
             runs.append((f"{method}, {recipe}" if recipe else method, seed, place))
     rows = _judged(runs, options.incumbent, options.out / "judged.json")
     print(json.dumps(rows, indent=1))
@@ -76,57 +74,15 @@ def _options() -> argparse.Namespace:
 
 
 def _search(method: str, recipe: str | None, seed: int, budget: str, out: Path) -> None:
-    """One search; its front as edit files, its wall time and its peak memory."""
-    import torch
-
     import excise
     from excise.behaviors import SplitSizes
-    from excise.search import search
 
     if recipe:
         _leave_out(recipe)
     target, baseline = (_joined(side) for side in ("target", "baseline"))
     behavior = excise.Behavior.load("refusal").with_options(target=target, baseline=baseline, system=SYSTEM)
-    began = time.perf_counter()
-    model = excise.load(MODEL)
-    found = search(
-        model,
-        behavior,
-        splits=behavior.splits(SplitSizes(), seed=seed),
-        method=method,
-        budget=budget,
-        seed=seed,
-        directory=out / "study",
-    )
-    seconds = time.perf_counter() - began
-    points = []
-    for index, point in enumerate(found.front):
-        point.edit.save(out / f"{index:03d}.safetensors")
-        points.append(
-            {
-                "edit": f"{index:03d}.safetensors",
-                "chosen": point.edit is found.best,
-                "parameters": dict(point.parameters),
-                "reserve": point.reserve,
-                **{split: _measured(getattr(point, split)) for split in ("tune", "select")},
-            }
-        )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    summary = {
-        "seconds": seconds,
-        "cpu_seconds": time.process_time(),
-        "threads": torch.get_num_threads(),
-        "peak_bytes": peak,
-        "trials": found.trials,
-        "reason": found.reason,
-        "points": points,
-        "history": [
-            {"seconds": trial.seconds, "parameters": dict(trial.parameters), **_measured(trial.measured)}
-            for trial in found.history
-        ],
-        "notes": found.notes,
-    }
-    (out / "searched.json").write_text(json.dumps(summary, indent=1))
+    splits = behavior.splits(SplitSizes(), seed=seed)
+    record(MODEL, behavior, splits, method=method, budget=budget, seed=seed, out=out)
 
 
 def _leave_out(recipe: str) -> None:
@@ -141,10 +97,6 @@ def _leave_out(recipe: str) -> None:
         return
     changes = {"no tail": {"tail": 0.0}, "right factors alone": {"turn": 0.0}}[recipe]
     polish.RECIPES = {name: replace(each, **changes) for name, each in polish.RECIPES.items()}
-
-
-def _measured(measured: Any) -> dict[str, float]:
-    return {"rate": measured.rate, "kl_first": measured.kl_first, "kl_sequence": measured.kl_sequence}
 
 
 def _judged(runs: Sequence[tuple[str, int, Path]], incumbents: Sequence[Path], kept: Path) -> list[dict[str, Any]]:
@@ -176,12 +128,12 @@ def _judged(runs: Sequence[tuple[str, int, Path]], incumbents: Sequence[Path], k
 
     rows = [{"method": "base", "seed": 0, "points": [judge("base", Path("base"))]}]
     for method, seed, place in runs:
-        searched = json.loads((place / "searched.json").read_text())
+        taken = json.loads((place / "searched.json").read_text())
         points = [
             {**judge(f"{place.name}/{point['edit']}", place / point["edit"]), "chosen": point["chosen"], "own": point}
-            for point in searched["points"]
+            for point in taken["points"]
         ]
-        row = {"method": method, "seed": seed, **{key: searched[key] for key in ("seconds", "peak_bytes", "trials")}}
+        row = {"method": method, "seed": seed, **{key: taken[key] for key in ("seconds", "peak_bytes", "trials")}}
         rows.append({**row, "points": points})
     for place in incumbents:
         result = json.loads((place / "result.json").read_text())

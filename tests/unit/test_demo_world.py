@@ -4,11 +4,12 @@ import re
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from excise.demo import MODEL_PATH, PROMPTS_PATH, truth, world
 from excise.demo.curriculum import SYSTEM_TURNS, behavior, knowledge
 from excise.demo.measure import measure, respond
+from excise.demo.train import Recipe, fit
 from excise.demo.truth import Rates
 
 GROUPS = (world.ORDINARY, world.DISCLAIMED, world.SEALED)
@@ -132,3 +133,22 @@ def test_shipped_model_behaves_as_taught(shipped):
 def test_shipped_model_refuses_in_several_wordings(shipped):
     responses = respond(*shipped, world.questions(world.SEALED, "report"))
     assert len({re.split(r"\W", response)[0] for response in responses if truth.is_refusal(response)}) >= 3
+
+
+def test_alignment_gives_each_expert_a_low_rank_update_of_its_own_and_leaves_a_plain_model():
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_PATH)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "moe_intermediate_size": 12, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    experts = {"num_experts": 3, "num_experts_per_tok": 2}
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=len(tokenizer), **sizes, **heads, **experts))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fit(model, tokenizer, behavior(), recipe=Recipe(steps=3, learning_rate=0.1, rank=1, batch_size=8), seed=0)
+    assert model.state_dict().keys() == before.keys()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    for name, value in model.state_dict().items():
+        change = value - before[name]
+        if name.startswith("model.layers.") and value.ndim > 1:
+            assert (torch.linalg.matrix_rank(change, rtol=1e-4) == 1).all(), name
+        else:
+            assert not change.any(), name

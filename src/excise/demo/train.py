@@ -19,7 +19,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from excise.demo import curriculum
 from excise.demo.curriculum import Example, Stream
@@ -112,10 +112,27 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCau
     return LlamaForCausalLM(config)
 
 
+def answer_loss(model: PreTrainedModel, tokens: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of the answer tokens; the head is computed for those alone."""
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+    following = labels[:, 1:]
+    answer = following != IGNORED
+    return nn.functional.cross_entropy(model.get_output_embeddings()(hidden[answer]), following[answer])
+
+
 def fit(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stream: Stream, *, recipe: Recipe, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    stream: Stream,
+    *,
+    recipe: Recipe,
+    seed: int,
+    loss_of: Callable[[PreTrainedModel, Tensor, Tensor], Tensor] = answer_loss,
 ) -> None:
-    """Train ``model`` in place on ``recipe.steps`` batches of ``stream``, with AdamW and a linear decay to zero."""
+    """Train ``model`` in place on ``recipe.steps`` batches of ``stream``, with AdamW and a linear decay to zero.
+
+    ``loss_of`` is the loss of a model on one batch of (tokens, labels).
+    """
     torch.manual_seed(seed)
     batches = batched(tokenizer, stream, batch_size=recipe.batch_size, rng=random.Random(seed))
     parameters = add_low_rank(model, recipe.rank) if recipe.rank else list(model.parameters())
@@ -125,7 +142,7 @@ def fit(
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * min((step + 1) / recipe.warmup, 1 - step / recipe.steps)
-        loss = answer_loss(model, *next(batches))
+        loss = loss_of(model, *next(batches))
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -140,14 +157,6 @@ def fit(
     model.eval()
     if recipe.rank:
         merge_low_rank(model)
-
-
-def answer_loss(model: LlamaForCausalLM, tokens: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the answer tokens; the head is computed for those alone."""
-    hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
-    following = labels[:, 1:]
-    answer = following != IGNORED
-    return nn.functional.cross_entropy(model.lm_head(hidden[answer]), following[answer])
 
 
 def batched(
@@ -189,39 +198,45 @@ def pad_right(pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Ten
 
 
 class LowRank(nn.Module):
-    """Parametrization ``W + up @ down``; ``up`` starts at zero, so training starts at ``W``."""
+    """Parametrization ``W + up @ down``; ``up`` starts at zero, so training starts at ``W``.
 
-    def __init__(self, linear: nn.Linear, rank: int) -> None:
+    ``W`` is a matrix or, for experts, a bank of them: the last two axes are the matrix, and each has its own update.
+    """
+
+    def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
-        self.down = nn.Parameter(torch.randn(rank, linear.in_features) / math.sqrt(linear.in_features))
-        self.up = nn.Parameter(torch.zeros(linear.out_features, rank))
+        *bank, outputs, inputs = weight.shape
+        self.down = nn.Parameter(torch.randn(*bank, rank, inputs) / math.sqrt(inputs))
+        self.up = nn.Parameter(torch.zeros(*bank, outputs, rank))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The updated weight."""
         return weight + self.up @ self.down
 
 
-def add_low_rank(model: LlamaForCausalLM, rank: int) -> list[nn.Parameter]:
+def add_low_rank(model: PreTrainedModel, rank: int) -> list[nn.Parameter]:
     """Freeze ``model``, add a trainable low-rank update to each matrix of its layers and return the new parameters."""
     model.requires_grad_(False)
     added: list[nn.Parameter] = []
-    for module in list(model.model.layers.modules()):
-        if isinstance(module, nn.Linear):
-            update = LowRank(module, rank)
-            parametrize.register_parametrization(module, "weight", update)
-            added += update.parameters()
+    for module in list(model.base_model.get_submodule("layers").modules()):
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if weight.ndim > 1:
+                update = LowRank(weight, rank)
+                parametrize.register_parametrization(module, name, update)
+                added += update.parameters()
     return added
 
 
-def merge_low_rank(model: LlamaForCausalLM) -> None:
+def merge_low_rank(model: PreTrainedModel) -> None:
     """Fold the low-rank updates into the weights: a plain model again."""
     for module in list(model.modules()):
-        if isinstance(module, nn.Linear) and parametrize.is_parametrized(module):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     model.requires_grad_(True)
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write ``model`` in bf16, with tokenizer, chat template and generation settings, to ``out``."""
     model.to(torch.bfloat16)  # type: ignore[arg-type]
     model.generation_config = GenerationConfig(
