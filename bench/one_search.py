@@ -51,12 +51,12 @@ def record(path: Path, behavior: Behavior, splits: Splits, *, method: str, budge
                 "chosen": point.edit is found.best,
                 "parameters": dict(point.parameters),
                 "reserve": point.reserve,
-                **{split: _measured(getattr(point, split)) for split in ("tune", "select")},
+                **{split: measured(getattr(point, split)) for split in ("tune", "select")},
             }
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     history = [
-        {"seconds": trial.seconds, "parameters": dict(trial.parameters), **_measured(trial.measured)}
+        {"seconds": trial.seconds, "parameters": dict(trial.parameters), **measured(trial.measured)}
         for trial in found.history
     ]
     took = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak, "trials": found.trials}
@@ -64,5 +64,6 @@ def record(path: Path, behavior: Behavior, splits: Splits, *, method: str, budge
     (out / "searched.json").write_text(json.dumps({**took, "points": points, "history": history, **said}, indent=1))
 
 
-def _measured(measured: Any) -> dict[str, float]:
-    return {"rate": measured.rate, "kl_first": measured.kl_first, "kl_sequence": measured.kl_sequence}
+def measured(found: Any) -> dict[str, float]:
+    """The rate and both divergences of a `Measured`."""
+    return {"rate": found.rate, "kl_first": found.kl_first, "kl_sequence": found.kl_sequence}

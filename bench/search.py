@@ -18,18 +18,18 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from one_search import record, searched
+from front_picture import picture
+from one_search import measured, record, searched
 from real_model import ROOT, SHARED, SYSTEM, _joined
+from search_page import hypervolume, page
 
 MODEL = ROOT / "runs" / "bench-model"
 METHODS = ("polish", "allocation", "schedule", "matrix-fit", "kernel", "arditi", "mean-difference")
 RECIPES = ("no tail", "no behavior loss", "right factors alone")
-WORST_KL = 0.5
-"""Of the corner that the hypervolume is measured from: rate 1, this KL."""
 
 
 def main() -> None:
@@ -57,7 +57,11 @@ def main() -> None:
     rows = _judged(runs, options.incumbent, options.out / "judged.json")
     print(json.dumps(rows, indent=1))
     if options.write:
-        options.write.write_text(_page(rows, options.budget), encoding="utf-8")
+        options.write.write_text(page(rows, options.budget), encoding="utf-8")
+        series = [
+            (row["method"], [(point["rate"], point["kl_first"]["mean"]) for point in row["points"]]) for row in rows[1:]
+        ]
+        options.write.with_suffix(".svg").write_text(picture(series), encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:
@@ -133,7 +137,10 @@ def _judged(runs: Sequence[tuple[str, int, Path]], incumbents: Sequence[Path], k
             {**judge(f"{place.name}/{point['edit']}", place / point["edit"]), "chosen": point["chosen"], "own": point}
             for point in taken["points"]
         ]
-        row = {"method": method, "seed": seed, **{key: taken[key] for key in ("seconds", "peak_bytes", "trials")}}
+        row = {"method": method, "seed": seed, **{key: taken[key] for key in ("cpu_seconds", "peak_bytes", "trials")}}
+        chosen = next(point["own"]["edit"] for point in points if point["chosen"])
+        if method == "polish":
+            row["fit"] = _fit(place, chosen, seed)
         rows.append({**row, "points": points})
     for place in incumbents:
         result = json.loads((place / "result.json").read_text())
@@ -142,52 +149,36 @@ def _judged(runs: Sequence[tuple[str, int, Path]], incumbents: Sequence[Path], k
             for trial in result["front"]
         ]
         peak = max(line["peak_rss"] for line in result["phases"] if line["phase"] != "export")
-        row = {"method": "incumbent", "seed": 0, "seconds": result["seconds"]["total"], "peak_bytes": peak}
+        row = {"method": "incumbent", "seed": 0, "cpu_seconds": _incumbent_cpu(result["phases"]), "peak_bytes": peak}
         rows.append({**row, "trials": len(result["trials"]), "points": points})
     for row in rows:
         row["hypervolume"] = hypervolume((point["rate"], point["kl_first"]["mean"]) for point in row["points"])
     return rows
 
 
-def hypervolume(points: Iterable[tuple[float, float]]) -> float:
-    """Share of the rectangle up to rate 1 and KL `WORST_KL` that the points dominate."""
-    area, reached = 0.0, WORST_KL
-    for rate, kl in sorted(points):
-        if kl < reached:
-            area += (1.0 - rate) * (reached - kl)
-            reached = kl
-    return area / WORST_KL
+def _fit(place: Path, edit: str, seed: int) -> dict[str, float]:
+    """The edit that a search took, on the prompts that it learned from."""
+    import excise
+    from excise.behaviors import SplitSizes
+    from excise.search.objective import BehaviorObjective
+
+    kept = place / "fit.json"
+    if not kept.is_file():
+        target, baseline = (_joined(side) for side in ("target", "baseline"))
+        behavior = excise.Behavior.load("refusal").with_options(target=target, baseline=baseline, system=SYSTEM)
+        prompts = behavior.splits(SplitSizes(), seed=seed).fit
+        objective = BehaviorObjective.measure_base(excise.load(MODEL), behavior, prompts, screening=False)
+        kept.write_text(json.dumps(measured(objective(excise.Edit.load(place / edit)))))
+    found: dict[str, float] = json.loads(kept.read_text())
+    return found
 
 
-def _page(rows: Sequence[Mapping[str, Any]], budget: str) -> str:
-    lines = [
-        "# Benchmarks",
-        "",
-        "Written by `python bench/search.py --write docs/benchmarks.md`; do not edit.",
-        "",
-        f"Bench model (135 M, a learned refusal), budget `{budget}`, 150 target and 150 baseline prompts of sources",
-        "that no search saw. KL in nats, base‖edited; rate by our detectors on 64 greedy tokens. Hypervolume: share of",
-        f"the rectangle up to rate 1 and first-token KL {WORST_KL} that a front dominates. One machine of two cores.",
-        "",
-        "| method | seed | trials | minutes | peak GB | hypervolume | held-out: rate at first-token KL (sequence KL) |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        points = sorted(row["points"], key=lambda point: (point["rate"], point["kl_first"]["mean"]))
-        front = " · ".join(
-            f"{'**' if point.get('chosen') else ''}{point['rate']:.1%} at {point['kl_first']['mean']:.3f} "
-            f"({point['kl_sequence']['mean']:.3f}){'**' if point.get('chosen') else ''}"
-            for point in points
-        )
-        minutes, peak = (f"{row[key] / unit:.1f}" if key in row else "" for key, unit in _UNITS)
-        lines.append(
-            f"| {row['method']} | {row['seed']} | {row.get('trials', '')} | {minutes} | {peak} "
-            f"| {row['hypervolume']:.3f} | {front} |"
-        )
-    return "\n".join([*lines, "", "Bold: the edit that the search takes by itself.", ""])
+def _incumbent_cpu(phases: Sequence[Mapping[str, Any]]) -> float:
+    """Processor time of a run that was not cut off: what a later session did again is left out, and the export."""
+    first = {line["phase"]: line["cpu_seconds"] for line in reversed(phases)}
+    trials = sum(line["cpu_seconds"] for line in phases if line["phase"] == "trials")
+    return trials + sum(seconds for phase, seconds in first.items() if phase not in ("trials", "export"))
 
-
-_UNITS = (("seconds", 60.0), ("peak_bytes", 1e9))
 
 if __name__ == "__main__":
     main()
