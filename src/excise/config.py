@@ -209,6 +209,15 @@ class RunConfig(BaseModel):
         """The settings that shape the result, as JSON values: two runs with the same ones are the same run."""
         return {name: value for name, value in self.model_dump(mode="json").items() if describe(name)["shapes_result"]}
 
+    def options(self, group: str) -> dict[str, Any]:
+        """The settings of a group that differ from their defaults and shape the result, as JSON values."""
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        return {
+            name: value
+            for name, value in self.identity().items()
+            if describe(name)["group"] == group and getattr(self, name) != defaults[name]
+        }
+
 
 def describe(name: str) -> dict[str, Any]:
     """What is known of a setting beside its type and default: `help`, `group`, `shapes_result`."""

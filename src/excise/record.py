@@ -53,6 +53,7 @@ def assemble(
         "created": manifest["created"],
         "seed": job.config.seed,
         "budget": job.config.budget,
+        "search_options": job.config.options("search"),
         "goals": {"max_rate": job.config.max_rate, "max_kl": job.config.max_kl},
         "base_model": None if Path(job.config.model).exists() else job.config.model,
         "prompts": job.splits.digest(),

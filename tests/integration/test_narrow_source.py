@@ -18,7 +18,7 @@ def test_a_single_narrow_source_is_enough() -> None:
     parts = {each.name: getattr(everything, each.name) for each in fields(Splits)}
     narrow = Splits(
         **{
-            name: PromptSet([prompt for prompt in part.target if "potion" in prompt], part.baseline)
+            name: PromptSet(tuple(prompt for prompt in part.target if "potion" in prompt), part.baseline)
             for name, part in parts.items()
         }
     )

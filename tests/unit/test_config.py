@@ -71,3 +71,8 @@ def test_only_what_shapes_the_result_makes_another_run() -> None:
 def test_every_setting_has_a_help_text() -> None:
     for name in RunConfig.model_fields:
         assert describe(name)["help"].endswith("."), name
+
+
+def test_options_are_what_was_changed_of_a_group() -> None:
+    config = RunConfig(model="m", time="10m", seed=0, max_rate=0.05, target="prompts.txt")
+    assert config.options("search") == {"time": "10m", "max_rate": 0.05}

@@ -119,6 +119,8 @@ def test_the_command_names_the_search_method():
     result = fake_result(low_rank=True)
     del result["command"]
     assert subject.command(Record(result)).endswith("--seed 0 --budget standard --method polish")
+    result["search_options"] = {"method": "polish", "time": "10m", "max_kl": 0.1}
+    assert subject.command(Record(result)).endswith("--method polish --time 10m --max-kl 0.1")
 
 
 def test_base_model_in_the_result_decides():

@@ -54,6 +54,9 @@ def command(result: Record) -> str:
             words += [f"--{option}", value]
     if (method := result.text("search", "method")) is not None:
         words += ["--method", method]
+    for name, setting in result.fields("search_options").items():
+        if name not in ("seed", "budget", "method"):
+            words += [f"--{name.replace('_', '-')}", str(setting)]
     return shlex.join(words)
 
 
