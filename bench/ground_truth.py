@@ -101,6 +101,7 @@ class Judge:
         """The edit that a search took: the same scores, the divergence on ordinary questions, and what it cost."""
         method, budget, seed = place.name.rsplit("-", 2)
         taken = json.loads((place / "searched.json").read_text())
+        del taken["history"]
         chosen = next(point["edit"] for point in taken.pop("points") if point["chosen"])
         scores = self._once(f"{place.name}/{chosen}", lambda: self._edited(place / chosen))
         return {"model": self.name, "method": method, "budget": budget, "seed": seed, **taken, **scores}

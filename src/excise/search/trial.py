@@ -20,13 +20,13 @@ class Measured:
     kl_sequence  the same over the tokens of the base model's own response
     prompts      number of target prompts
     estimate     the rate that prefill alone predicted; None where it was not asked
-    reserve      the rate when the edit is at `RESERVE` of its strength; None where it was not measured
     screened     whether it was given up before any generation; such a trial never enters the front
     reason       why it was screened, else empty
     scores       by key, those that the search was asked to trade, small being good; infinite where a screened trial
                  was not scored
     rate_by      the key of the score that stands for the rate in this search; None: the rate itself
     damage_by    the key of the score that stands for the damage; None: `excise.search.front.damage`
+    reserve      the rate when the edit is at `RESERVE` of its strength; None where it was not measured
     """
 
     rate: float
@@ -34,12 +34,12 @@ class Measured:
     kl_sequence: float
     prompts: int = 0
     estimate: float | None = None
-    reserve: float | None = None
     screened: bool = False
     reason: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
     rate_by: str | None = None
     damage_by: str | None = None
+    reserve: float | None = None
 
 
 @dataclass(frozen=True)
