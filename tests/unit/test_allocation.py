@@ -16,7 +16,6 @@ from excise.directions import Directions
 from excise.edit import Edit
 from excise.model.ports import Port, ports_of
 from excise.search.allocation import path, step
-from excise.search.closed_form import conditional_factors
 from excise.search.factors import Factors
 from excise.search.lessons import answers, learn, openings
 from excise.search.sensitivity import Sensitivity, Watched, by_differences, by_gradients, gives_gradients
@@ -113,7 +112,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
     strong = Edit.project(model.survey, directions.per_layer(), 1.0)
     begun = openings(model, lessons, strong)
     statistics = port_statistics.collect(model, ports, baseline=lessons.baseline, target=[*lessons.target, *begun])
-    factors = conditional_factors(model, ports, statistics, directions.per_layer(), weight=3.0)
+    factors = unit_factors(model, ports, statistics, directions.per_layer(), kind="conditional", weight=3.0)
     learned = answers(model, behavior, lessons, [factors.edit(), strong])
     yield Room(Watched(model, factors, lessons, learned), directions, ports, statistics)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.hf_model.modules())

@@ -20,7 +20,6 @@ from excise.model import EditableModel
 from excise.model.ports import ports_of
 from excise.progress import silent, tell
 from excise.runs import RunDirectory
-from excise.search.closed_form import conditional_factors
 from excise.search.cost import forecast as forecast_module
 from excise.search.cost import free, memory
 from excise.search.cost.fit import micro_that_fits
@@ -32,6 +31,7 @@ from excise.search.factors import Factors
 from excise.search.gradients import frozen, recomputed
 from excise.search.lessons import Lessons, learn
 from excise.search.losses import divergences
+from excise.search.units import unit_factors
 from zoo.taught import SIZES, found, refusing, taught
 from zoo.tiny import build, random_tokens
 
@@ -82,7 +82,7 @@ def factors(room: tuple[EditableModel, Behavior, Splits], lessons: Lessons) -> F
     model, behavior, splits = room
     ports = ports_of(model.hf_model, model.survey).found
     statistics = port_statistics.collect(model, ports, baseline=lessons.baseline, target=lessons.target)
-    made = conditional_factors(model, ports, statistics, found(behavior, splits).per_layer(), weight=0.3)
+    made = unit_factors(model, ports, statistics, found(behavior, splits).per_layer(), kind="conditional", weight=0.3)
     for factor in made.factors:
         factor.left.requires_grad_(True)
         factor.right.requires_grad_(True)

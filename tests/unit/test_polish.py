@@ -18,12 +18,13 @@ from excise.model.live import is_product
 from excise.model.ports import Port, ports_of, read_directions
 from excise.search import polish as polish_module
 from excise.search import search
-from excise.search.closed_form import conditional, conditional_factors
+from excise.search.closed_form import conditional
 from excise.search.factors import Factors
 from excise.search.gradients import frozen
 from excise.search.lessons import Lessons, answers, learn, openings
 from excise.search.losses import answer_loss, behavior_loss, divergences
 from excise.search.polish import Phase, Polish, Recipe
+from excise.search.units import unit_factors
 from zoo.taught import SIZES, found, refusing, taught
 from zoo.tiny import build, random_tokens
 
@@ -44,7 +45,9 @@ class Classroom:
     answers: list[Exchange]
 
     def factors(self) -> Factors:
-        return conditional_factors(self.model, self.ports, self.statistics, self.directions.per_layer(), weight=0.3)
+        return unit_factors(
+            self.model, self.ports, self.statistics, self.directions.per_layer(), kind="conditional", weight=0.3
+        )
 
     def polish(self, **changes: object) -> Polish:
         return Polish(self.model, self.factors(), self.lessons, self.answers, RECIPE, **changes)  # type: ignore[arg-type]
@@ -61,7 +64,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Classroom]:
     strong = _strong(model, directions)
     begun = openings(model, lessons, strong)
     statistics = port_statistics.collect(model, ports, baseline=lessons.baseline, target=[*lessons.target, *begun])
-    form = conditional_factors(model, ports, statistics, directions.per_layer(), weight=3.0).edit()
+    form = unit_factors(model, ports, statistics, directions.per_layer(), kind="conditional", weight=3.0).edit()
     learned = answers(model, behavior, lessons, [form, strong])
     yield Classroom(model, behavior, splits, directions, lessons, ports, statistics, learned)
     after = model.hf_model.state_dict()
@@ -329,7 +332,9 @@ def test_factors_of_other_architectures_are_the_edit_that_comes_out(kind: str) -
     statistics = port_statistics.collect(model, ports, baseline=rows[:3], target=rows[3:])
     from excise.directions import Everywhere
 
-    factors = conditional_factors(model, ports, statistics, Everywhere(torch.randn(model.hidden)), weight=3.0)
+    factors = unit_factors(
+        model, ports, statistics, Everywhere(torch.randn(model.hidden)), kind="conditional", weight=3.0
+    )
     edit, ids = factors.edit(), random_tokens()
     with torch.no_grad():
         with factors.live():

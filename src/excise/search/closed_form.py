@@ -23,7 +23,7 @@ from excise.activations.port_statistics import PortStatistics
 from excise.activations.second_moments import Ridge, SecondMoment
 from excise.edit import DirectionsLike, orthonormal, spanning
 from excise.model import EditableModel
-from excise.model.ports import Port, compute_device, read_directions
+from excise.model.ports import Port, compute_device
 from excise.search.factors import Factor, Factors
 
 RIDGE = 1e-2
@@ -47,26 +47,6 @@ def times(moment: SecondMoment, vectors: Float[Tensor, "row width"]) -> Float[Te
     return (vectors @ moment.sketch.T) @ moment.sketch
 
 
-def conditional_factors(
-    model: EditableModel,
-    ports: Sequence[Port],
-    statistics: Mapping[str, PortStatistics],
-    directions: DirectionsLike,
-    *,
-    weight: float,
-    ridges: dict[str, Ridge] | None = None,
-) -> Factors:
-    """The closed form at every port, for each layer's directions; ports without statistics are projected at strength 1.
-
-    ridges  kept between calls: what is factored once serves every direction and weight
-    """
-
-    def right(port: Port, known: PortStatistics, ridge: Ridge, rows: Tensor) -> Tensor:
-        return conditional(known, ridge, read_directions(model.hf_model, port, rows), weight=weight)
-
-    return port_factors(model, ports, statistics, directions, right, ridges=ridges)
-
-
 Right = Callable[[Port, PortStatistics, Ridge, Tensor], Tensor]
 """The right factors of a port, one per direction (the rows of the last argument), as functions of what it reads."""
 
@@ -80,7 +60,12 @@ def port_factors(
     *,
     ridges: dict[str, Ridge] | None = None,
 ) -> Factors:
-    """A factor per port: each layer's directions, with the right factors that `right` says (`conditional_factors`)."""
+    """A factor at every port: each layer's directions, with the right factors that `right` says.
+
+    Ports without statistics are projected at strength 1.
+
+    ridges  kept between calls: what is factored once serves every direction and weight
+    """
     kept = {} if ridges is None else ridges
     found = []
     for port in ports:
