@@ -29,28 +29,33 @@ def _against(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     theirs = [row for row in rows if row["method"] == "incumbent"]
     if not (ours and theirs):
         return []
-    seeds = " | ".join(f"seed {row['seed']}" for row in ours)
     lines = [
         "## At the incumbent's rates",
         "",
-        "First-token KL at every point of the incumbent's front on the held-out prompts, and the smallest one of ours",
-        "at that rate or a lower one, with its share of the incumbent's.",
+        "The KL at every point of the incumbent's front on the held-out prompts (once by rate and first-token KL,",
+        "once by rate and sequence KL), and the smallest one of ours at that rate or a lower one, with its share",
+        "of the incumbent's.",
         "",
-        f"| rate | incumbent | {seeds} |",
-        "|---|---|" + "---|" * len(ours),
     ]
-    reached = float("inf")
-    for point in sorted(theirs[0]["points"], key=lambda each: (each["rate"], each["kl_first"]["mean"])):
-        kl = point["kl_first"]["mean"]
-        if kl >= reached:
-            continue
-        reached = kl
-        cells = []
-        for row in ours:
-            near = [each["kl_first"]["mean"] for each in row["points"] if each["rate"] <= point["rate"]]
-            cells.append(f"{min(near):.3f} ({min(near) / kl:.2f})" if near else "none")
-        lines.append(f"| {point['rate']:.1%} | {kl:.3f} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    for key, name in (("kl_first", "first-token KL"), ("kl_sequence", "sequence KL")):
+        seeds = " | ".join(f"seed {row['seed']}" for row in ours)
+        lines += [f"| rate | {name}: incumbent | {seeds} |", "|---|---|" + "---|" * len(ours)]
+        for rate, kl in _front((point["rate"], point[key]["mean"]) for point in theirs[0]["points"]):
+            cells = []
+            for row in ours:
+                near = [point[key]["mean"] for point in row["points"] if point["rate"] <= rate]
+                cells.append(f"{min(near):.3f} ({min(near) / kl:.2f})" if near else "none")
+            lines.append(f"| {rate:.1%} | {kl:.3f} | {' | '.join(cells)} |")
+        lines.append("")
+    return lines
+
+
+def _front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    front: list[tuple[float, float]] = []
+    for rate, kl in sorted(points):
+        if not front or kl < front[-1][1]:
+            front.append((rate, kl))
+    return front
 
 
 def _across(rows: Sequence[Mapping[str, Any]]) -> list[str]:
