@@ -64,7 +64,7 @@ def test_a_score_that_is_no_number_drops_a_candidate() -> None:
 
 def test_positions_are_those_of_the_template(task: Task) -> None:
     names = positions_after_instruction(task)
-    assert inside_instruction(task, [*names, "-9", "+1", "response"]) == {"-9"}
+    assert inside_instruction(task, [*names, "-99", "+1", "response"]) == {"-99"}
     rows = task.model.template.encode(["zig a1", "zag b2"])
     assert names == tuple(f"-{index}" for index in range(1, len(names) + 1))
     assert rows[0][-len(names) :] == rows[1][-len(names) :]
