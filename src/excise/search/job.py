@@ -63,7 +63,7 @@ def search(
     method      how it searches: one of `excise.search.known_methods()`
     splits      the behavior's own, made with `seed`, where not given
     directions  found on the `fit` split where not given
-    budget      how many trials: 24, 60 or 200; `trials` says it exactly
+    budget      how much work; what that means is each method's own (docs/search-methods.md). `trials` says how many
     norm        of the edits: "none" or "column"; None lets it be searched
     directory   where the study is kept; None keeps it in memory
     max_kl      wanted: a first-token KL of at most this
