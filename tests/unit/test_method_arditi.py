@@ -14,22 +14,7 @@ from excise.search.methods.arditi import (
     select_candidate,
 )
 from excise.search.positions import inside_instruction, positions_after_instruction
-from zoo.taught import SIZES, found, refusing, taught
-
-
-@pytest.fixture(scope="module")
-def behavior(tmp_path_factory: pytest.TempPathFactory) -> Behavior:
-    return refusing(tmp_path_factory.mktemp("prompts"))
-
-
-@pytest.fixture(scope="module")
-def splits(behavior: Behavior) -> Splits:
-    return behavior.splits(SIZES)
-
-
-@pytest.fixture(scope="module")
-def directions(behavior: Behavior, splits: Splits) -> Directions:
-    return found(behavior, splits)
+from zoo.taught import refusing, taught
 
 
 @pytest.fixture(scope="module")

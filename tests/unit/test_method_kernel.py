@@ -9,7 +9,7 @@ from excise.directions import Directions
 from excise.edit import Edit, Projection
 from excise.search import Measured, Study, Task, Trial
 from excise.search.methods.kernel import kernel_edit, kernel_space, kernel_weight, propose
-from zoo.taught import SIZES, found, refusing, taught
+from zoo.taught import taught
 
 SHAPE = {
     "mlp.max_weight": 1.2,
@@ -17,21 +17,6 @@ SHAPE = {
     "mlp.min_weight": 0.5,
     "mlp.min_weight_distance": 2.0,
 }
-
-
-@pytest.fixture(scope="module")
-def behavior(tmp_path_factory: pytest.TempPathFactory) -> Behavior:
-    return refusing(tmp_path_factory.mktemp("prompts"))
-
-
-@pytest.fixture(scope="module")
-def splits(behavior: Behavior) -> Splits:
-    return behavior.splits(SIZES)
-
-
-@pytest.fixture(scope="module")
-def directions(behavior: Behavior, splits: Splits) -> Directions:
-    return found(behavior, splits)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from excise.search import Study, Task, search
 from excise.search.methods.matrix_fit import fit_matrix, fitted_writers, grid, nearest_baseline
 from excise.search.reduced_rank import reduced_rank_ridge
 from zoo.letters import CHATML, letters
-from zoo.taught import SIZES, found, refusing, taught
+from zoo.taught import found, taught
 from zoo.tiny import build
 
 
@@ -107,16 +107,6 @@ def test_products_are_what_a_module_was_given_and_gave(kind: str) -> None:
         torch.testing.assert_close(products.outputs, expected, atol=1e-4, rtol=1e-4)
     one = capture_products(model, [str(writers[0].module)], prompts, responses, before=3, batch_size=1)
     torch.testing.assert_close(one[str(writers[0].module)].inputs, seen[str(writers[0].module)].inputs)
-
-
-@pytest.fixture(scope="module")
-def behavior(tmp_path_factory: pytest.TempPathFactory) -> Behavior:
-    return refusing(tmp_path_factory.mktemp("prompts"))
-
-
-@pytest.fixture(scope="module")
-def splits(behavior: Behavior) -> Splits:
-    return behavior.splits(SIZES)
 
 
 def test_the_grid_is_tried_in_order_and_edits_are_of_low_rank(behavior: Behavior, splits: Splits) -> None:

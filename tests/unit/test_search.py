@@ -13,7 +13,7 @@ from excise.errors import InputError
 from excise.find import find_directions
 from excise.model import EditableModel
 from excise.search import BehaviorObjective, Limits, SearchResult, Space, search
-from zoo.taught import SIZES, found, refusing, taught
+from zoo.taught import taught
 
 TRIALS = 16
 
@@ -21,21 +21,6 @@ TRIALS = 16
 @pytest.fixture(scope="module")
 def model() -> EditableModel:
     return taught()
-
-
-@pytest.fixture(scope="module")
-def behavior(tmp_path_factory: pytest.TempPathFactory) -> Behavior:
-    return refusing(tmp_path_factory.mktemp("prompts"))
-
-
-@pytest.fixture(scope="module")
-def splits(behavior: Behavior) -> Splits:
-    return behavior.splits(SIZES)
-
-
-@pytest.fixture(scope="module")
-def directions(behavior: Behavior, splits: Splits) -> Directions:
-    return found(behavior, splits)
 
 
 @pytest.fixture(scope="module")

@@ -26,19 +26,9 @@ from excise.search.along import propose, ranges
 from excise.search.axes import Axes, in_unit, near_lowest, ranks
 from excise.search.proposer import front_of, leaders, told
 from excise.search.study import KL_CEILING, ONSET_LIMIT, limits_after
-from zoo.taught import SIZES, found, refusing, taught
+from zoo.taught import found, taught
 
 Searching = Callable[..., SearchResult]
-
-
-@pytest.fixture(scope="module")
-def behavior(tmp_path_factory: pytest.TempPathFactory) -> Behavior:
-    return refusing(tmp_path_factory.mktemp("prompts"))
-
-
-@pytest.fixture(scope="module")
-def splits(behavior: Behavior) -> Splits:
-    return behavior.splits(SIZES)
 
 
 @pytest.fixture(scope="module")
