@@ -349,6 +349,30 @@ def test_factors_of_other_architectures_are_the_edit_that_comes_out(kind: str) -
     assert kinds.get("expert", LowRank) is (Projection if kind == "gpt_oss" else LowRank)
 
 
+def test_searches_share_statistics_where_a_folder_is_named(
+    room: Classroom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def searched(name: str, seed: int) -> float:
+        found = search(
+            room.model,
+            room.behavior,
+            splits=room.splits,
+            directions=room.directions,
+            budget="quick",
+            trials=1,
+            seed=seed,
+            directory=tmp_path / name,
+        )
+        return found.history[0].measured.kl_sequence
+
+    monkeypatch.setenv("EXCISE_CACHE", str(tmp_path / "shared"))
+    first = searched("one", 0)
+    assert [each.name.partition("-")[0] for each in (tmp_path / "shared").iterdir()] == ["statistics"]
+    assert not list((tmp_path / "one").glob("statistics-*"))
+    monkeypatch.delattr(port_statistics, "collect")
+    assert searched("two", 1) == first
+
+
 def test_the_search_removes_the_behavior_and_resumes(room: Classroom, tmp_path: Path) -> None:
     def searched():  # type: ignore[no-untyped-def]
         return search(

@@ -5,8 +5,10 @@ Each piece is made when it is first asked for, once; what is slow to make is kep
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 
 import torch
 
@@ -29,6 +31,9 @@ from excise.search.trial import Parameters
 from excise.search.units import Kind, unit_factors
 
 SOURCES = 3
+
+CACHE = "EXCISE_CACHE"
+"""Environment variable: a folder where runs share statistics. Without it every run directory keeps its own."""
 
 STRENGTHS = (1.0, 1.5, 2.0)
 """Of the plain projections that are asked for the answers which no closed form gives."""
@@ -77,17 +82,20 @@ class Groundwork:
 
     @cached_property
     def statistics(self) -> Mapping[str, PortStatistics]:
-        """What every port reads."""
+        """What every port reads; what another run left in the folder that `CACHE` names is taken from there."""
         task = self.task
+        identity, precisions = task.model.identity, {str(each.dtype) for each in task.model.hf_model.parameters()}
         key = runs.key(
             {
-                "model": [task.model.identity.config_hash, task.model.identity.checkpoint_hash],
+                "model": [identity.config_hash, identity.checkpoint_hash, sorted(precisions)],
+                "behavior": task.behavior.model_dump(mode="json", exclude={"target", "baseline", "description"}),
                 "prompts": task.splits.digest()["fit"],
-                "directions": task.directions.digest(),
+                "directions": [task.directions.digest(), self.sources[0]],
                 "max_tokens": task.max_tokens,
             }
         )
-        path = task.study.path(f"statistics-{key}.safetensors")
+        shared, name = os.environ.get(CACHE), f"statistics-{key}.safetensors"
+        path = Path(shared).expanduser() / name if shared else task.study.path(name)
         known = None if path is None else port_statistics.load(path, key=key)
         if known is None:
             begun = openings(task.model, self.lessons, self.strong, batch_size=task.batch_size, progress=task.progress)
