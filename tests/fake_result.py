@@ -125,7 +125,7 @@ def _points(trials: int, chance: random.Random) -> list[dict[str, Any]]:
 
 
 def _polish_parameters(number: int) -> dict[str, Any]:
-    place = {"position": "-1", "method": "mean-difference", "source": 14.0, "weight": 0.3}
+    place = {"position": "-1", "method": "mean-difference", "source": 14.0}
     place |= {"reach": "one" if number % 2 else "per-layer", "strength": 1.0}
     if number < 2:
         return {"kind": "closed form", **place, "along": 0.0}

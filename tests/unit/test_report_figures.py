@@ -145,7 +145,6 @@ def test_parameters_of_a_polish_are_in_words():
         assert "polished for" in text
         assert "mean-difference direction of layer 14 (last prompt token)" in text
         assert "of each layer (last prompt token)" in text
-        assert "target weight 0.3" in text
         assert "preserving weight 1.5" in text
         assert "reach" not in text
 
@@ -155,16 +154,16 @@ def test_parameters_of_a_polish_are_in_words():
     [
         (
             {"kind": "closed form", "position": "response", "method": "projected", "reach": "one", "source": 3.5,
-             "weight": 3.0, "strength": 1.0},
-            "closed form, projected direction of layer 3.5 (mean over the response), target weight 3",
+             "strength": 1.0},
+            "closed form, projected direction of layer 3.5 (mean over the response)",
         ),
         (
             {"kind": "polish", "step": 1, "preserve": 0.3, "new_thing": 0.12345},
             "polished for 1 step, direction, preserving weight 0.3, new thing 0.123",
         ),
         (
-            {"kind": "between", "along": 1.4, "strength": 1.25, "weight": 0.3},
-            "polish, 40% of the way from phase 1 to phase 2, direction, strength 1.25, target weight 0.3",
+            {"kind": "between", "along": 1.4, "strength": 1.25},
+            "polish, 40% of the way from phase 1 to phase 2, direction, strength 1.25",
         ),
         (
             {"kind": "between", "along": 0.5, "strength": 0.8, "reach": "per-layer"},

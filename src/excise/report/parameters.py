@@ -7,7 +7,7 @@ from excise.report.record import Record
 
 _POSITIONS = {"response": "mean over the response"}
 _KINDS = ("closed form", "polish", "between")
-_KNOWN = ("kind", "step", "along", "strength", "method", "reach", "source", "position", "weight", "preserve")
+_KNOWN = ("kind", "step", "along", "strength", "method", "reach", "source", "position", "preserve")
 
 
 def position_name(position: str) -> str:
@@ -24,13 +24,13 @@ def position_name(position: str) -> str:
 def parameters_in_words(parameters: Record) -> tuple[str, ...]:
     """A phrase for each; those of a closed form and of its polish say what they stand for, others are as they are.
 
-    A direction is one layer's for all writers, or each layer's own. The target weight is how much target tokens count
-    in the closed form, the preserving weight how much staying close to the base model does in the polish.
+    A direction is one layer's for all writers, or each layer's own. The preserving weight is how much staying close to
+    the base model counts in the polish.
     """
     kind, fields = parameters.text("kind"), parameters.fields()
     if kind not in _KINDS:
         return tuple(f"{name.replace('_', ' ')} {formats.plain(value)}" for name, value in fields.items())
-    numbers = [("weight", "target weight")] + [("preserve", "preserving weight")] * (kind == "polish")
+    numbers = [("preserve", "preserving weight")] * (kind == "polish")
     if parameters.number("strength") != 1.0:
         numbers = [("strength", "strength"), *numbers]
     return (

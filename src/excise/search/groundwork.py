@@ -24,7 +24,7 @@ from excise.search.cost.memory import Micro
 from excise.search.factors import Factors
 from excise.search.lessons import Lessons, answers, learn, openings
 from excise.search.methods.schedule import begin_with, space_of
-from excise.search.sensitivity import Watched, gives_gradients, sensitivity_of
+from excise.search.sensitivity import Watched, by_differences, by_gradients, gives_gradients
 from excise.search.space import Space
 from excise.search.task import Task
 from excise.search.trial import Parameters
@@ -168,11 +168,13 @@ class Groundwork:
         if len(kept) == len(preserves):
             return
         watched = self.watched(factors, learned)
-        if not gives_gradients(watched):
+        gradients = gives_gradients(watched)
+        if not gradients:
             task.state("strengths were allocated by finite differences: this model gives no gradients")
         begin = torch.tensor(kept[-1]["strengths"]) if kept else torch.ones(factors.units)
         progress = partial(task.progress, "allocating strengths")
-        for found in path(sensitivity_of(watched), begin, preserves[len(kept) :], progress=progress):
+        sensitivity = partial(by_gradients if gradients else by_differences, watched)
+        for found in path(sensitivity, begin, preserves[len(kept) :], progress=progress):
             kept = [*kept, {**vars(found), "strengths": found.strengths.tolist()}]
             task.study.remember(note, kept)
             yield found

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -88,14 +87,6 @@ class Watched:
             (self.answers[:MOST_ROWS], lambda rows: answer_loss(model, rows, window=ANSWER_WINDOW)),
             (self.lessons.target[:MOST_ROWS], lambda rows: behavior_loss(model, rows)),
         ]
-
-
-def sensitivity_of(watched: Watched) -> Callable[[Float[Tensor, " unit"]], Sensitivity]:
-    """The sensitivity at any strengths: by gradients where the model gives any, else by differences.
-
-    Call it, and what it returns, with no edit live.
-    """
-    return partial(by_gradients if gives_gradients(watched) else by_differences, watched)
 
 
 def gives_gradients(watched: Watched) -> bool:
