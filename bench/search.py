@@ -19,13 +19,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from front_picture import picture
 from one_search import measured, record, searched
 from real_model import ROOT, SHARED, SYSTEM, _joined
 from search_page import hypervolume, page
+
+if TYPE_CHECKING:
+    from excise.model import EditableModel
 
 MODEL = ROOT / "runs" / "bench-model"
 METHODS = ("polish", "allocation", "schedule", "matrix-fit", "kernel", "arditi", "mean-difference")
@@ -105,26 +109,21 @@ def _leave_out(recipe: str) -> None:
 
 def _judged(runs: Sequence[tuple[str, int, Path]], incumbents: Sequence[Path], kept: Path) -> list[dict[str, Any]]:
     """Every edit of every front on the report prompts."""
-    from swapped import HeldOut, swapped
-
-    import excise
+    from swapped import HeldOut
 
     known: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
     held_out: HeldOut | None = None
 
     def judge(name: str, edit: Path) -> Mapping[str, Any]:
         nonlocal held_out
-        if name not in known:
+        if "kept" not in known.get(name, {}):
             if held_out is None:
                 sides = (SHARED / "prompts" / f"{side}_report.txt" for side in ("target", "baseline"))
                 held_out = HeldOut(MODEL, *sides, system=SYSTEM, max_tokens=64)
-            if edit.is_dir():
-                with swapped(held_out.model.hf_model, edit):
-                    known[name] = held_out.measure()
-            elif edit.name == "base":
-                known[name] = held_out.measure()
-            else:
-                with held_out.model.edited(excise.Edit.load(edit)):
+            with _live(held_out.model, edit):
+                if name in known:  # judged before `kept` was measured
+                    known[name]["kept"] = held_out.kept()
+                else:
                     known[name] = held_out.measure()
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(json.dumps(known))
@@ -142,6 +141,10 @@ def _judged(runs: Sequence[tuple[str, int, Path]], incumbents: Sequence[Path], k
         if method == "polish":
             row["fit"] = _fit(place, chosen, seed)
         rows.append({**row, "points": points})
+        if method == "polish":
+            for name, edit in _controls(place, chosen, seed).items():
+                single = {**judge(f"{place.name}/{name}", edit), "chosen": False}
+                rows.append({"method": name, "seed": seed, "points": [single]})
     for place in incumbents:
         result = json.loads((place / "result.json").read_text())
         points = [
@@ -149,11 +152,52 @@ def _judged(runs: Sequence[tuple[str, int, Path]], incumbents: Sequence[Path], k
             for trial in result["front"]
         ]
         peak = max(line["peak_rss"] for line in result["phases"] if line["phase"] != "export")
-        row = {"method": "incumbent", "seed": 0, "cpu_seconds": _incumbent_cpu(result["phases"]), "peak_bytes": peak}
-        rows.append({**row, "trials": len(result["trials"]), "points": points})
+        rows.append(
+            {
+                "method": "incumbent",
+                "seed": json.loads((place / "job.json").read_text())["settings"]["seed"],
+                "cpu_seconds": _incumbent_cpu(result["phases"]),
+                "peak_bytes": peak,
+                "trials": len(result["trials"]),
+                "points": points,
+            }
+        )
     for row in rows:
         row["hypervolume"] = hypervolume((point["rate"], point["kl_first"]["mean"]) for point in row["points"])
     return rows
+
+
+def _controls(place: Path, chosen: str, seed: int) -> dict[str, Path]:
+    """The closed form that a polish began with, and the edit it ended with but of random directions."""
+    import excise
+    from excise.edit import Edit, random_control
+
+    found = json.loads((place / "searched.json").read_text())
+    source = next(each["parameters"] for each in found["history"] if each["parameters"]["kind"] == "polish")
+    begun = next(
+        index
+        for index, each in enumerate(found["history"])
+        if each["parameters"]["kind"] == "closed form"
+        and all(each["parameters"][name] == source[name] for name in ("position", "method", "reach", "source"))
+    )
+    control = place / "random.safetensors"
+    if not control.is_file():
+        random_control(Edit.load(place / chosen), excise.load(MODEL).survey, seed=seed).save(control)
+    return {
+        "closed form alone": next((place / "study" / "edits").glob(f"*/{begun:04d}.safetensors")),
+        "random directions": control,
+    }
+
+
+def _live(model: EditableModel, edit: Path) -> AbstractContextManager[Any]:
+    """An edit file, a folder of weights, or nothing ("base")."""
+    from swapped import swapped
+
+    from excise.edit import Edit
+
+    if edit.name == "base":
+        return nullcontext()
+    return swapped(model.hf_model, edit) if edit.is_dir() else model.edited(Edit.load(edit))
 
 
 def _fit(place: Path, edit: str, seed: int) -> dict[str, float]:

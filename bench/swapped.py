@@ -3,7 +3,6 @@
 held_out = HeldOut(model_dir, target, baseline, system="…", max_tokens=64)   # the base model, measured once
 with swapped(held_out.model.hf_model, tensors_dir):
     held_out.measure()
-evaluate_tensors(model_dir, tensors_dir, target, baseline, system="…", max_tokens=64)   # both in one
 """
 
 from __future__ import annotations
@@ -30,6 +29,9 @@ def read_prompts(source: Path | Sequence[str]) -> list[str]:
 class HeldOut:
     """A model, prompts of both sides, and what the unedited model does on the baseline prompts.
 
+    Some baseline prompts show the behavior as well (a model refuses harmless ones too). What an edit changes there is
+    the behavior, not damage: `kept` is the divergence on the others alone.
+
     max_tokens  of a response to a target prompt
     tokens      of the base model's continuations that `kl_sequence` covers
     dtype       "auto": the checkpoint's; "float32" keeps the noise of bf16 arithmetic out of the figures
@@ -51,52 +53,24 @@ class HeldOut:
         self.behavior = excise.Behavior.load("refusal").with_options(system=system, max_tokens=max_tokens)
         self.target = read_prompts(target)
         self.batch_size = batch_size
-        self.reference = Reference.measure(
-            self.model, read_prompts(baseline), self.behavior, tokens=tokens, batch_size=batch_size
+        prompts = read_prompts(baseline)
+        shown = behavior_rate(self.model, prompts, self.behavior, batch_size=batch_size).labels
+        answered = [prompt for prompt, label in zip(prompts, shown, strict=True) if label != "behavior"]
+        self.reference, self.answered = (
+            Reference.measure(self.model, each, self.behavior, tokens=tokens, batch_size=batch_size)
+            for each in (prompts, answered)
         )
 
-    def measure(self, markers: Sequence[str] = ()) -> dict[str, Any]:
-        """`rate`, `rate_interval`, `labels`, `kl_first`, `kl_sequence`, … of the model as it now is.
-
-        markers  somebody else's keywords; `marked` is how many of the same responses hold one, or are empty
-        """
+    def measure(self) -> dict[str, Any]:
+        """`rate`, `rate_interval`, `labels`, `kl_first`, `kl_sequence`, …, `kept` of the model as it now is."""
         divergence = self.reference.compare(self.model)
         result = behavior_rate(self.model, self.target, self.behavior, batch_size=self.batch_size)
-        rate = result.rate
-        scores = {"count": rate.count, "total": rate.total, **rate.to_json(), **divergence.to_json()}
-        if markers:
-            scores["marked"] = sum(_is_marked(response.text, markers) for response in result.responses)
-        return scores
+        counts = {"count": result.rate.count, "total": result.rate.total}
+        return {**counts, **result.rate.to_json(), **divergence.to_json(), "kept": self.kept()}
 
-
-def evaluate_tensors(
-    model_dir: Path,
-    tensors_dir: Path | None,
-    target: Path | Sequence[str],
-    baseline: Path | Sequence[str],
-    *,
-    system: str,
-    max_tokens: int,
-    tokens: int = 32,
-    batch_size: int | None = None,
-    dtype: str = "auto",
-    markers: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Load the base model, measure it, swap the tensors in, and measure again; None measures the base model alone."""
-    held_out = HeldOut(
-        model_dir,
-        target,
-        baseline,
-        system=system,
-        max_tokens=max_tokens,
-        tokens=tokens,
-        batch_size=batch_size,
-        dtype=dtype,
-    )
-    if tensors_dir is None:
-        return held_out.measure(markers)
-    with swapped(held_out.model.hf_model, tensors_dir):
-        return held_out.measure(markers)
+    def kept(self) -> dict[str, Any]:
+        """The divergences on the baseline prompts that the base model does not show the behavior on."""
+        return self.answered.compare(self.model).to_json()
 
 
 @contextmanager
@@ -122,12 +96,6 @@ def swapped(model: nn.Module, tensors_dir: Path) -> Iterator[int]:
         yield len(tensors)
     finally:
         _fill(parameters, kept)
-
-
-def _is_marked(text: str, markers: Sequence[str]) -> bool:
-    """Whether a keyword is anywhere in a text; letter case, emphasis, spacing and the kind of apostrophe aside."""
-    plain = " ".join(text.translate({0x2A: None, 0x2019: "'"}).casefold().split())
-    return not plain or any(marker.casefold() in plain for marker in markers)
 
 
 @torch.no_grad()
