@@ -49,6 +49,7 @@ def run(
             config.model,
             revision=config.revision,
             dtype=config.dtype,
+            quantize=config.quantize,
             device_map=config.device_map,
             trust_remote_code=config.trust_remote_code,
             offline=config.offline,

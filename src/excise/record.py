@@ -13,6 +13,7 @@ from excise.bake.plan import TensorEdit, blocks
 from excise.directions import Directions
 from excise.edit import Change, Edit, LowRank, Mask, Projection, SiteEdit, operators
 from excise.model import Survey
+from excise.model.weights import is_plain
 from excise.search import SearchResult
 from excise.search.cost.free import peak_memory
 from excise.stages import Job
@@ -128,7 +129,7 @@ def relative_change(weight: Tensor, site: SiteEdit) -> float | None:
 
     Numbers of one byte are not the weight's own: they have scales elsewhere.
     """
-    if weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize == 1:
+    if not is_plain(weight):
         return None
     whole = TensorEdit(site.writer.parameter, site.writer.parameter, site.writer.axis, site.changes)
     changed, size = 0.0, 0.0

@@ -84,6 +84,7 @@ class Session:
             name or config.model,
             revision=config.revision if name is None else None,
             dtype=config.dtype,
+            quantize=config.quantize,
             device_map=config.device_map,
             trust_remote_code=config.trust_remote_code,
             offline=config.offline,
