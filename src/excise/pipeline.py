@@ -62,6 +62,7 @@ def run(
         stages.check_room_to_bake(job)
         with job.timed("prove"):
             survey, leak = stages.prove(job)
+            stages.check_format(job)
         with job.timed("forecast"):
             stages.forecast(job)
         with job.timed("base"):

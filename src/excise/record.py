@@ -55,6 +55,7 @@ def assemble(
         "seed": job.config.seed,
         "budget": job.config.budget,
         "search_options": job.config.options("search"),
+        "quantize": job.config.quantize,
         "goals": {"max_rate": job.config.max_rate, "max_kl": job.config.max_kl},
         "base_model": None if Path(job.config.model).exists() else job.config.model,
         "prompts": job.splits.digest(),
@@ -67,12 +68,23 @@ def assemble(
         "warnings": [
             *job.model.template.warnings,
             *job.warnings,
+            *_packed(job),
             *found.notes,
             *([] if found.satisfied else [found.reason]),
         ],
         "stages": dict(job.seconds),
     }
     return {**result, "demo": dict(truth)} if truth else result
+
+
+def _packed(job: Job) -> list[str]:
+    """That the model which was measured is not quite the one that is written."""
+    if job.config.quantize is None:
+        return []
+    return [
+        f"all scores are of the model packed in {job.config.quantize}; the edited model has the checkpoint's own "
+        "precision: `excise eval` with --edit and without --quantize measures it there"
+    ]
 
 
 def describe_survey(survey: Survey) -> dict[str, Any]:
