@@ -81,7 +81,7 @@ def read_directions(
     return back
 
 
-def length_of_weight(model: nn.Module, port: Port) -> float:
+def length_of_weight(model: nn.Module, port: Port, *, hidden: int) -> float:
     """‖W‖ (Frobenius) of a port that reads its input; of a packed or offloaded weight to a few per cent.
 
     For r of independent signs the mean of |Wᵀr|² is ‖W‖² (Hutchinson 1989).
@@ -89,7 +89,6 @@ def length_of_weight(model: nn.Module, port: Port) -> float:
     weight = model.get_parameter(port.writer.parameter)
     if is_plain(weight):
         return float(weight.detach().float().norm())
-    hidden = int(model.get_submodule(port.module).out_features)  # type: ignore[arg-type]
     signs = 2.0 * torch.randint(2, (SIGNS, hidden), generator=torch.Generator().manual_seed(0)) - 1.0
     return float(read_directions(model, port, signs).norm()) / math.sqrt(SIGNS)
 

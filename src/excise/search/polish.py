@@ -360,7 +360,9 @@ def _limits(factors: Factors) -> list[float]:
     """Most that ‖A‖ may be at each port that reads its input; the others are not limited."""
     model = factors.model.hf_model
     return [
-        LARGEST_CHANGE * length_of_weight(model, factor.port) if factor.port.reads == "input" else math.inf
+        LARGEST_CHANGE * length_of_weight(model, factor.port, hidden=factor.left.shape[-1])
+        if factor.port.reads == "input"
+        else math.inf
         for factor in factors.factors
     ]
 
