@@ -35,6 +35,12 @@ class RunConfig(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
         "auto", "Precision to load the model in; auto: the checkpoint's own.", group="model"
     )
+    quantize: Literal["8bit", "4bit"] | None = _setting(
+        None,
+        "Pack the weights in memory with bitsandbytes, to search a model that is too large otherwise (8bit: LLM.int8, "
+        "4bit: NF4); what is baked has the checkpoint's own precision.",
+        group="model",
+    )
     device_map: str | None = _setting(
         None,
         "Where to put the model: cpu, cuda, auto (spread over all devices); by default one GPU if there is one.",

@@ -49,6 +49,7 @@ def run(
             config.model,
             revision=config.revision,
             dtype=config.dtype,
+            quantize=config.quantize,
             device_map=config.device_map,
             trust_remote_code=config.trust_remote_code,
             offline=config.offline,
@@ -61,6 +62,7 @@ def run(
         stages.check_room_to_bake(job)
         with job.timed("prove"):
             survey, leak = stages.prove(job)
+            stages.check_format(job)
         with job.timed("forecast"):
             stages.forecast(job)
         with job.timed("base"):

@@ -13,6 +13,7 @@ from excise.bake.plan import TensorEdit, blocks
 from excise.directions import Directions
 from excise.edit import Change, Edit, LowRank, Mask, Projection, SiteEdit, operators
 from excise.model import Survey
+from excise.model.weights import is_plain
 from excise.search import SearchResult
 from excise.search.cost.free import peak_memory
 from excise.stages import Job
@@ -54,6 +55,7 @@ def assemble(
         "seed": job.config.seed,
         "budget": job.config.budget,
         "search_options": job.config.options("search"),
+        "quantize": job.config.quantize,
         "goals": {"max_rate": job.config.max_rate, "max_kl": job.config.max_kl},
         "base_model": None if Path(job.config.model).exists() else job.config.model,
         "prompts": job.splits.digest(),
@@ -66,12 +68,23 @@ def assemble(
         "warnings": [
             *job.model.template.warnings,
             *job.warnings,
+            *_packed(job),
             *found.notes,
             *([] if found.satisfied else [found.reason]),
         ],
         "stages": dict(job.seconds),
     }
     return {**result, "demo": dict(truth)} if truth else result
+
+
+def _packed(job: Job) -> list[str]:
+    """That the model which was measured is not quite the one that is written."""
+    if job.config.quantize is None:
+        return []
+    return [
+        f"all scores are of the model packed in {job.config.quantize}; the edited model has the checkpoint's own "
+        "precision: `excise eval` with --edit and without --quantize measures it there"
+    ]
 
 
 def describe_survey(survey: Survey) -> dict[str, Any]:
@@ -128,7 +141,7 @@ def relative_change(weight: Tensor, site: SiteEdit) -> float | None:
 
     Numbers of one byte are not the weight's own: they have scales elsewhere.
     """
-    if weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize == 1:
+    if not is_plain(weight):
         return None
     whole = TensorEdit(site.writer.parameter, site.writer.parameter, site.writer.axis, site.changes)
     changed, size = 0.0, 0.0

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from excise.bake import bake, baked_leak, verify
+from excise.bake.source import Source
 from excise.bake.staging import check_room
 from excise.behaviors import Behavior, PromptSet, Splits
 from excise.config import RunConfig
@@ -25,6 +26,7 @@ from excise.evaluation import Reference, Scores, behavior_rate, evaluate
 from excise.find import find_directions
 from excise.model import EditableModel, Survey
 from excise.model.checkpoint import Checkpoint
+from excise.model.weights import is_quantised
 from excise.progress import Progress, tell
 from excise.runs import RunDirectory, Stage, writing
 from excise.search import SearchResult
@@ -82,6 +84,15 @@ def check_room_to_bake(job: Job) -> None:
     out = job.directory.path / "model"
     if job.config.bake and job.model.path is not None and not out.exists():
         check_room(out, 2 * Checkpoint.open(job.model.path).size)  # the model and, for a while, a copy for the probe
+
+
+def check_format(job: Job) -> None:
+    """Raise `CheckpointError` now rather than after the search, where a checkpoint that is stored quantised cannot be
+    edited."""
+    stored_packed = job.config.quantize is None and is_quantised(job.model.hf_model)
+    if job.config.bake and job.model.path is not None and stored_packed:
+        source = Source.open(job.model, trust_remote_code=job.config.trust_remote_code)
+        source.plan(Edit.project(job.model.survey, torch.ones(job.model.hidden)))
 
 
 def check_shown(job: Job) -> float:

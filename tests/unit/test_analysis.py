@@ -22,6 +22,7 @@ from excise.model.findings import GainStep
 from excise.model.forward import forward, pad_left
 from excise.model.streams import residuals_taken
 from zoo import build as zoo
+from zoo.packed import Packed
 from zoo.tiny import build
 
 GENERATOR = torch.Generator().manual_seed(1)
@@ -210,18 +211,6 @@ def test_an_expert_that_no_token_is_sent_to_writes_nothing() -> None:
     some = _difference(model, Writes(found.stream, found.totals, kept, {}), nothing, "-1", 3)
     assert not some.parts[idle].any()
     assert len(pools(some)["expert"]) == 16
-
-
-class Packed(nn.Module):
-    """A product whose weight is stored as integers, as quantised backends do."""
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        super().__init__()
-        self.step = float(weight.abs().max()) / 127
-        self.weight = nn.Parameter((weight / self.step).round().to(torch.int8), requires_grad=False)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs @ (self.weight.to(inputs.dtype) * self.step).T
 
 
 def test_packed_weights_are_read_through_their_modules() -> None:

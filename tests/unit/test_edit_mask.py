@@ -13,6 +13,7 @@ from excise.bake import bake, verify
 from excise.edit import LowRank, Mask, ModelIdentity, Projection, SiteEdit, Writer, operators, orthonormal
 from excise.errors import EditError, EditMismatchError
 from excise.model.live import applied
+from zoo.packed import Packed
 from zoo.tiny import build, random_tokens
 
 # Which axis is the residual one, and the shape of what is left without it.
@@ -202,18 +203,6 @@ def test_a_mask_of_another_width_is_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(EditMismatchError, match="masks inputs of shape"):
         bake(tmp_path / "base", edit, tmp_path / "out", force=True)
-
-
-class Packed(torch.nn.Module):
-    """A product whose weight is stored as integers, as quantised backends do."""
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        super().__init__()
-        self.step = float(weight.abs().max()) / 127
-        self.weight = torch.nn.Parameter((weight / self.step).round().to(torch.int8), requires_grad=False)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs @ (self.weight.to(inputs.dtype) * self.step).T
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ from excise.directions import Directions
 from excise.edit import LowRank, Projection
 from excise.errors import ModelError
 from excise.model import EditableModel
-from excise.model.live import is_product
 from excise.model.ports import Port, ports_of, read_directions
+from excise.model.weights import is_product
 from excise.search import polish as polish_module
 from excise.search import search
 from excise.search.closed_form import conditional

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import cpu_offload
-from torch import Tensor, nn
 
 import excise
 from excise.behaviors import Behavior, SplitSizes
@@ -14,22 +13,10 @@ from excise.edit import LowRank
 from excise.model import EditableModel
 from excise.search import SearchResult, search
 from zoo.letters import CHATML, letters
+from zoo.packed import Packed
 from zoo.taught import refusing, taught
 
 SIZES = SplitSizes(fit=16, tune=8, select=8, report=8)
-
-
-class Packed(nn.Module):
-    """A product whose weight is stored as integers with a step per row, as quantised backends do."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.in_features = weight.shape[1]
-        self.register_buffer("step", weight.abs().amax(dim=1, keepdim=True) / 127)
-        self.weight = nn.Parameter((weight / self.step).round().to(torch.int8), requires_grad=False)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs @ (self.weight.to(inputs.dtype) * self.step).T
 
 
 @pytest.fixture(scope="module")

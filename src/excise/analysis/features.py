@@ -13,10 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from excise.analysis.cuts import Call, loose
-from excise.model.live import is_product
 from excise.model.precision import is_out_of_memory
+from excise.model.weights import is_plain, is_product
 
-_PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _EXPERTS_AT_ONCE = 8
 
 
@@ -43,7 +42,7 @@ def _of_product(
     rows, inputs = gradient.flatten(0, -2), given.detach().flatten(0, -2)
     counts = rows.any(dim=-1)  # the tokens that are looked at, and of an expert those that were sent to it
     rows, inputs = rows[counts], inputs[counts]
-    if _is_plain(weight) and weight.shape[call.writer.axis] == rows.shape[-1]:
+    if is_plain(weight) and weight.shape[call.writer.axis] == rows.shape[-1]:
         back = rows.float() @ weight.detach().movedim(call.writer.axis, 0).float()
     else:  # packed: only the module knows its weight
         with torch.enable_grad():
@@ -59,7 +58,7 @@ def _of_product(
 def _of_bank(
     module: nn.Module, weight: Tensor, call: Call, gradient: Float[Tensor, "... hidden"]
 ) -> Float[Tensor, "*column"] | str:
-    if not _is_plain(weight):
+    if not is_plain(weight):
         return f"the weight of {type(module).__name__} is packed or offloaded"
     weight.requires_grad_(True)
     try:
@@ -85,11 +84,6 @@ def _gradient(output: Tensor, weight: Tensor, at_output: Tensor) -> Tensor | Non
         return None
     gradient: Tensor | None = torch.autograd.grad(output, [weight], grad_outputs=at_output, allow_unused=True)[0]
     return gradient
-
-
-def _is_plain(weight: Tensor) -> bool:
-    """Whether a weight's values are its values: not packed, not scaled elsewhere, and here."""
-    return weight.dtype in _PLAIN and not weight.is_meta
 
 
 def _first_line(error: Exception) -> str:

@@ -71,7 +71,16 @@ class Source:
         """
         mine = model_identity(self.config, name=self.name, revision=self.revision, directory=self.directory)
         (replace(edit.identity, checkpoint_hash=None) if force else edit.identity).check(mine)
-        return {key: self._planned(key, tensor) for key, tensor in plan(edit, self.keys).items()}
+        try:
+            return {key: self._planned(key, tensor) for key, tensor in plan(edit, self.keys).items()}
+        except CheckpointError as error:
+            if getattr(self.config, "quantization_config", None) is None:
+                raise
+            raise CheckpointError(
+                f"{self.name} is stored quantised, and cannot be edited in place yet ({error.message})",
+                hint="use the version that is not quantised: --quantize packs it while it is searched, and it is baked "
+                "at its own precision",
+            ) from error
 
     def _planned(self, key: str, edit: TensorEdit) -> PlannedTensor:
         entry = self.checkpoint.tensors[key]

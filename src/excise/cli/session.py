@@ -84,6 +84,7 @@ class Session:
             name or config.model,
             revision=config.revision if name is None else None,
             dtype=config.dtype,
+            quantize=config.quantize,
             device_map=config.device_map,
             trust_remote_code=config.trust_remote_code,
             offline=config.offline,
@@ -152,7 +153,7 @@ def fail(error: ExciseError, *, as_json: bool, debug: bool, code: int) -> int:
 def quiet_libraries() -> None:
     """Stop Transformers, Datasets and Optuna from logging and drawing bars: this program shows its own progress."""
     warnings.simplefilter("ignore")
-    for name in ("transformers", "datasets", "optuna", "huggingface_hub", "httpx", "filelock"):
+    for name in ("transformers", "datasets", "optuna", "huggingface_hub", "httpx", "filelock", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")

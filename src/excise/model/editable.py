@@ -26,13 +26,14 @@ from excise.model.proof import Proof, refusal
 from excise.model.row_groups import Population
 from excise.model.survey import Survey, survey
 from excise.model.template import ChatTemplate
+from excise.model.weights import without_repacking
 
 
 class EditableModel:
     """A decoder language model and its tokenizer, as everything in Excise uses them.
 
     hf_model   any Transformers causal language model, or a vision-language model whose text tower is one; it is put in
-               evaluation mode, and nothing else about it changes
+               evaluation mode, bitsandbytes is kept from repacking its weights, and nothing else about it changes
     tokenizer  needed only for what handles text
     path       the local checkpoint directory it came from; None for a model that exists in memory alone
     evidence   writers that somebody vouches for (`excise.model.evidence`), where the survey cannot see them
@@ -54,6 +55,7 @@ class EditableModel:
         self.allow_partial = allow_partial
         self.evidence = tuple(evidence)
         self.hf_model.eval()
+        without_repacking(self.hf_model)
         self._tokenizer = tokenizer
         self.path = path
         self.name = name or str(path or hf_model.config.name_or_path or type(hf_model).__name__)

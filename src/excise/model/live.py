@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from excise.edit import Change, Edit, LowRank, Mask, Projection, SiteEdit, Writer, operators
 from excise.errors import EditError, EditMismatchError
+from excise.model.weights import is_packed, is_plain, is_product, numbers_of
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def applied(model: nn.Module, edit: Edit, *, exact: bool = False) -> Iterator[No
     with ExitStack() as stack:
         for site in edit.sites:
             if hookable(model, site):
-                _hook(model, site, parameters[site.writer.parameter], stack)
+                _hook(model, site, stack)
             else:
                 _swap(site, parameters, stack, exact=exact)
         yield
@@ -51,7 +52,7 @@ def check(site: SiteEdit, parameters: Mapping[str, nn.Parameter]) -> None:
         )
     for change in site.changes:
         # a quantised weight is stored packed: its shape says nothing
-        misfit = change.misfit(parameter.shape, axis=writer.axis) if parameter.is_floating_point() else ""
+        misfit = "" if is_packed(parameter) else change.misfit(parameter.shape, axis=writer.axis)
         if misfit:
             raise EditMismatchError(
                 f"{misfit}; {writer.parameter} is {tuple(parameter.shape)}",
@@ -75,13 +76,15 @@ def _is_plain(change: Change) -> bool:
     return isinstance(change, Projection) and change.norm == "none"
 
 
-def is_product(module: nn.Module) -> bool:
-    """Whether a module does nothing but multiply its input by its one matrix, so that changing its input will do."""
-    matrices = [parameter for parameter in module.parameters() if parameter.ndim >= 2]
-    return len(matrices) == 1 and matrices[0].ndim == 2 and next(module.children(), None) is None
+def matrix_of(model: nn.Module, writer: Writer) -> Tensor:
+    """The numbers of a writer's weight; of a packed or offloaded one, as its module multiplies with them."""
+    weight = model.get_parameter(writer.parameter).detach()
+    if is_plain(weight) or writer.module is None:
+        return weight
+    return numbers_of(model, model.get_submodule(writer.module), axis=writer.axis)
 
 
-def _hook(model: nn.Module, site: SiteEdit, parameter: nn.Parameter, stack: ExitStack) -> None:
+def _hook(model: nn.Module, site: SiteEdit, stack: ExitStack) -> None:
     assert site.writer.module is not None
     module = model.get_submodule(site.writer.module)
     projections = [change for change in site.changes if isinstance(change, Projection)]
@@ -89,7 +92,7 @@ def _hook(model: nn.Module, site: SiteEdit, parameter: nn.Parameter, stack: Exit
         if isinstance(change, Mask):
             stack.callback(module.register_forward_pre_hook(_scale_hook(change.scale)).remove)
     if any(change.norm == "column" for change in projections):
-        scale = operators.column_scale(parameter.detach(), projections[0], axis=site.writer.axis)
+        scale = operators.column_scale(matrix_of(model, site.writer), projections[0], axis=site.writer.axis)
         stack.callback(module.register_forward_pre_hook(_scale_hook(scale)).remove)
     if projections:
         stack.callback(module.register_forward_hook(_projection_hook(projections)).remove)
@@ -160,7 +163,7 @@ def _low_rank_hook(change: LowRank) -> Callable[..., Tensor]:
 def _swap(site: SiteEdit, parameters: dict[str, nn.Parameter], stack: ExitStack, *, exact: bool) -> None:
     writer = site.writer
     weight = parameters[writer.parameter]
-    if weight.is_meta or not weight.is_floating_point():
+    if not is_plain(weight):
         raise EditError(
             f"{writer.parameter} is quantised or offloaded, and this change of it needs the weight itself",
             hint='use projections with norm="none", or load the model unquantised on one device',

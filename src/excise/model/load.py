@@ -26,6 +26,7 @@ from excise.model.checkpoint import Checkpoint, locate
 from excise.model.editable import EditableModel
 from excise.model.evidence import read_evidence
 from excise.model.own_code import OwnCode, explained, is_known_type, needs_own_code
+from excise.model.quantise import Bits, quantisation
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TRUST = "read that code; if you trust it, repeat with --trust-remote-code"
@@ -41,6 +42,7 @@ def load(
     offline: bool = False,
     evidence: str | Path | None = None,
     allow_partial: bool = False,
+    quantize: Bits | None = None,
 ) -> EditableModel:
     """Load a model and its tokenizer from a local directory or a Hub id.
 
@@ -51,14 +53,19 @@ def load(
     offline            use only what is on this machine
     evidence           a file that names writers of an odd architecture (`excise.model.evidence`)
     allow_partial      go on where some of what writes to the residual stream cannot be edited exactly
+    quantize           pack the weights in "8bit" or "4bit" with bitsandbytes, in memory alone
 
     Raises `ModelError` (not there, not a causal language model), `CheckpointError` (weights truncated, corrupted, or
-    pickled), `InputError` (an unknown dtype, an evidence file that cannot be used).
+    pickled), `InputError` (an unknown dtype, an evidence file that cannot be used), `MissingExtraError` (no
+    bitsandbytes to quantise with).
     """
     vouched = () if evidence is None else read_evidence(Path(evidence))
     directory = locate(str(name_or_path), revision=revision, offline=offline)
     config = read_config(directory, trust_remote_code)
     auto_class = auto_class_for(config, directory)
+    packing = {}
+    if quantize is not None:
+        packing["quantization_config"] = quantisation(quantize, config, _dtype(dtype), name=directory.name)
     Checkpoint.open(directory)  # headers, index and sizes are checked before any weight is read
     with explained(directory.name, OwnCode.named(vars(config), directory, auto_class.__name__)):
         model, loaded = auto_class.from_pretrained(
@@ -70,6 +77,7 @@ def load(
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             output_loading_info=True,
+            **packing,
         )
     if missing := sorted(loaded["missing_keys"]):
         raise CheckpointError(

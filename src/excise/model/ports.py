@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,10 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from excise.edit import Writer
-from excise.model.live import is_product
 from excise.model.survey import Survey
+from excise.model.weights import compute_device, derivative, is_plain, is_product, numbers_of
 
 Reads = Literal["input", "output", "projection"]
+SIGNS = 32
+"""Random vectors by which the length of a packed weight is told."""
 
 
 @dataclass(frozen=True)
@@ -62,24 +65,32 @@ def read_directions(
 ) -> Float[Tensor, "row width"]:
     """Wᵀr for each direction, as a function of what the port reads; fp32, on the device of the weight.
 
-    For a packed (quantised) or offloaded weight it is the module's own vector-Jacobian product.
+    For a packed (quantised) or offloaded weight it is the module's own vector-Jacobian product; where that is missing
+    or wrong, it follows from the products that the module returns.
     """
     module = model.get_submodule(port.module)
     if port.reads != "input":
         return directions
     weight = model.get_parameter(port.writer.parameter)
-    if weight.is_floating_point() and not weight.is_meta:
+    if is_plain(weight):
         columns = weight.detach().float().movedim(port.writer.axis, 0)
         return directions.to(weight.device) @ columns
-    width = int(module.in_features)  # type: ignore[arg-type]
-    device = compute_device(module)
-    with torch.enable_grad():
-        zero = torch.zeros(
-            len(directions), width, device=device, dtype=_compute_dtype(model, module), requires_grad=True
-        )
-        written = (module(zero).float() * directions.to(device)).sum()
-        (gradient,) = torch.autograd.grad(written, zero)
-    return gradient.float()
+    back = derivative(model, module, directions)
+    if back is None:
+        return directions.to(compute_device(module)) @ numbers_of(model, module, axis=0)
+    return back
+
+
+def length_of_weight(model: nn.Module, port: Port, *, hidden: int) -> float:
+    """‖W‖ (Frobenius) of a port that reads its input; of a packed or offloaded weight to a few per cent.
+
+    For r of independent signs the mean of |Wᵀr|² is ‖W‖² (Hutchinson 1989).
+    """
+    weight = model.get_parameter(port.writer.parameter)
+    if is_plain(weight):
+        return float(weight.detach().float().norm())
+    signs = 2.0 * torch.randint(2, (SIGNS, hidden), generator=torch.Generator().manual_seed(0)) - 1.0
+    return float(read_directions(model, port, signs).norm()) / math.sqrt(SIGNS)
 
 
 def change_hook(
@@ -99,28 +110,6 @@ def _reads(model: nn.Module, writer: Writer) -> Reads:
     module = model.get_submodule(writer.module)
     if writer.role != "expert" and is_product(module):
         return "input"
-    if writer.expert_axis is not None and writer.bias is None:
-        weight = model.get_parameter(writer.parameter)
-        if weight.is_floating_point() and not weight.is_meta:
-            return "output"
+    if writer.expert_axis is not None and writer.bias is None and is_plain(model.get_parameter(writer.parameter)):
+        return "output"
     return "projection"
-
-
-def compute_device(module: nn.Module) -> torch.device:
-    """Where the module computes: an offloaded weight is brought there by its hook."""
-    hook = getattr(module, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    if device is not None:
-        return torch.device(device)
-    return next(module.parameters()).device
-
-
-def _compute_dtype(model: nn.Module, module: nn.Module) -> torch.dtype:
-    """What the module takes: that of its weight, or of its dequantised weight, or else the model's."""
-    weight = next(module.parameters())
-    if weight.is_floating_point():
-        return weight.dtype
-    packed: Any = getattr(weight, "quant_state", None)
-    known: Any = getattr(packed, "dtype", None) or getattr(model, "dtype", torch.float32)
-    assert isinstance(known, torch.dtype)
-    return known

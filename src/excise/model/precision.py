@@ -16,6 +16,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from excise.model.weights import compute_dtype, is_packed, is_plain, length_of
+
 LARGE = 1_000_000_000
 """Parameters from which on a model is not copied for a proof."""
 SMALL_MATRIX = 1 << 20
@@ -28,13 +30,12 @@ _STREAM_STAYS_NARROW: WeakSet[nn.Module] = WeakSet()
 
 def parameter_count(module: nn.Module) -> int:
     """How many numbers a module holds in its parameters."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    return sum(map(length_of, module.parameters()))
 
 
 def is_small(model: nn.Module) -> bool:
     """Whether a model is plain (not quantised, not offloaded) and small enough for a copy in fp32."""
-    plain = all(parameter.is_floating_point() and not parameter.is_meta for parameter in model.parameters())
-    return plain and parameter_count(model) < LARGE
+    return all(map(is_plain, model.parameters())) and parameter_count(model) < LARGE
 
 
 def most_exactly(model: nn.Module, work: Callable[[bool], Result]) -> Result:
@@ -94,35 +95,35 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 def with_wide_stream(model: nn.Module) -> Iterator[None]:
     """Keep the residual stream in fp32 inside the block, whatever the dtype of the matrices that write to it.
 
-    A module with a large matrix is given its inputs in the matrix's dtype, and its outputs are widened; all smaller
-    parameters are widened themselves.
+    A module with a large or packed matrix is given its inputs in the dtype it takes, and its outputs are widened; all
+    smaller parameters are widened themselves.
     """
     with ExitStack() as stack:
         for module in model.modules():
-            own = [value for value in module.parameters(recurse=False) if value.is_floating_point()]
+            own = list(module.parameters(recurse=False))
             if not own:
                 continue
-            largest = max(own, key=Tensor.numel)
-            if largest.ndim < 2 or largest.numel() < SMALL_MATRIX:
+            largest, packed = max(own, key=Tensor.numel), any(map(is_packed, own))
+            if not packed and (largest.ndim < 2 or largest.numel() < SMALL_MATRIX):
                 for parameter in own:
                     _widen(parameter, stack)
             else:
-                before = _casting(largest)
+                before = _casting(compute_dtype(model, module) if packed else largest.dtype)
                 stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
                 stack.callback(module.register_forward_hook(_widened_output).remove)
         yield
 
 
 def _widen(parameter: nn.Parameter, stack: ExitStack) -> None:
-    if parameter.is_floating_point() and parameter.dtype != torch.float64:
+    if not is_packed(parameter) and parameter.dtype != torch.float64:
         stack.callback(setattr, parameter, "data", parameter.data)
         parameter.data = parameter.data.float()
 
 
-def _casting(matrix: nn.Parameter) -> Callable[..., Any]:
+def _casting(dtype: torch.dtype) -> Callable[..., Any]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return tuple(_cast(value, matrix.dtype) for value in args), {
-            name: _cast(value, matrix.dtype) for name, value in kwargs.items()
+        return tuple(_cast(value, dtype) for value in args), {
+            name: _cast(value, dtype) for name, value in kwargs.items()
         }
 
     return hook

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from excise.edit import Change, LowRank, Mask, Projection, Writer, operators
 from excise.errors import SharedBatchError
-from excise.model.live import tied_heads
+from excise.model.live import matrix_of, tied_heads
 from excise.model.row_groups import Population
 from excise.model.row_layout import by_row
 
@@ -43,7 +43,7 @@ def attach(
     module = model.get_submodule(writer.module)
     projections = [[change for change in some if isinstance(change, Projection)] for some in changes]
     low_ranks = [[change for change in some if isinstance(change, LowRank)] for some in changes]
-    scales = _input_scales(model.get_parameter(writer.parameter).detach(), changes, axis=writer.axis)
+    scales = _input_scales(model, writer, changes)
     if scales is not None:
         stack.callback(module.register_forward_pre_hook(_RowScale(scales, population, writer.module)).remove)
     if any(projections):
@@ -68,16 +68,18 @@ def guard(model: nn.Module, module: str, population: Population, stack: ExitStac
 
 
 def _input_scales(
-    weight: Float[Tensor, ...], changes: Sequence[Sequence[Change]], *, axis: int
+    model: nn.Module, writer: Writer, changes: Sequence[Sequence[Change]]
 ) -> Float[Tensor, "edit width"] | None:
     """What each edit multiplies the writer's inputs by, 1 where it leaves them; None where no edit changes them."""
     scales: list[Tensor | None] = [None] * len(changes)
+    kept = any(isinstance(each, Projection) and each.norm == "column" for some in changes for each in some)
+    weight = matrix_of(model, writer) if kept else model.get_parameter(writer.parameter).detach()
     for edit, some in enumerate(changes):
         for change in some:
             if isinstance(change, Mask):
                 scales[edit] = change.scale.to(weight.device).float()
             elif isinstance(change, Projection) and change.norm == "column":
-                scales[edit] = operators.column_scale(weight, change, axis=axis)
+                scales[edit] = operators.column_scale(weight, change, axis=writer.axis)
     width = max((len(scale) for scale in scales if scale is not None), default=0)
     if not width:
         return None

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from excise.model.weights import is_packed
+
 # Functions that hand values to Python, or whose result has a shape that depends on values; and what they give instead.
 _READS: dict[str, Any] = {
     "item": lambda _: 0,
@@ -75,7 +77,7 @@ def outline_of(model: nn.Module) -> PreTrainedModel | None:
         return None  # a class that asks for more than its configuration
     mine, theirs = (dict(either.named_parameters(remove_duplicate=False)) for either in (model, outline))
     alike = mine.keys() == theirs.keys() and all(
-        parameter.shape == theirs[name].shape or not parameter.is_floating_point() for name, parameter in mine.items()
+        parameter.shape == theirs[name].shape or is_packed(parameter) for name, parameter in mine.items()
     )
     return without_dispatch(outline) if alike else None
 

@@ -26,6 +26,7 @@ from excise.model.precision import LARGE, is_offloaded, is_outline, is_small, mo
 from excise.model.shapes import ShapesOnly, outline_of
 from excise.model.stack import find_stack
 from excise.model.trace import Trace
+from excise.model.weights import is_quantised
 
 _VALUES_NEEDED = (RuntimeError, ValueError, TypeError, IndexError)  # what a pass on shapes alone may stumble over
 
@@ -90,8 +91,9 @@ def survey(model: nn.Module, *, identity: ModelIdentity, evidence: Sequence[Evid
     evidence  writers that somebody vouches for, where the survey cannot see them
 
     Leaves the model as it was (gradients, hooks, training mode). A model of a billion parameters or more is surveyed
-    without its weights where that is enough; so is one that has none. Raises `SurveyError` when no chain of decoder
-    layers can be seen, or the model looks at later tokens (it is not a causal language model).
+    without its weights where that is enough; one whose weights are quantised, or that has none, always. Raises
+    `SurveyError` when no chain of decoder layers can be seen, or the model looks at later tokens (it is not a causal
+    language model).
     """
     if is_outline(model):
         try:
@@ -101,10 +103,15 @@ def survey(model: nn.Module, *, identity: ModelIdentity, evidence: Sequence[Evid
                 f"{identity.name} cannot be surveyed without its weights: what it runs depends on their values",
                 hint="inspect it with its weights",
             ) from error
-    if parameter_count(model) >= LARGE or is_offloaded(model):
+    if parameter_count(model) >= LARGE or is_offloaded(model) or is_quantised(model):
         found = _from_outline(model, identity, evidence)
         if found is not None:
             return found
+        if is_quantised(model):  # what its products are made of does not show in the graph
+            raise SurveyError(
+                f"{identity.name} cannot be surveyed by its shapes, and its weights are quantised",
+                hint="load it unquantised, or with --quantize 8bit or 4bit where the architecture is a common one",
+            )
         if is_offloaded(model):
             raise SurveyError(
                 f"{identity.name} has to be surveyed with its weights, and some of them are offloaded",

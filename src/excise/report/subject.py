@@ -49,7 +49,7 @@ def command(result: Record) -> str:
     if isinstance(given, list | tuple):
         return shlex.join(str(word) for word in given)
     words = ["excise", "run", result.text("model") or "MODEL"]
-    for option in ("behavior", "revision", "seed", "budget"):
+    for option in ("behavior", "revision", "quantize", "seed", "budget"):
         if (value := result.text(option)) is not None:
             words += [f"--{option}", value]
     if (method := result.text("search", "method")) is not None:

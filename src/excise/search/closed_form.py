@@ -23,7 +23,8 @@ from excise.activations.port_statistics import PortStatistics
 from excise.activations.second_moments import Ridge, SecondMoment
 from excise.edit import DirectionsLike, orthonormal, spanning
 from excise.model import EditableModel
-from excise.model.ports import Port, compute_device
+from excise.model.ports import Port
+from excise.model.weights import compute_device
 from excise.search.factors import Factor, Factors
 
 RIDGE = 1e-2

@@ -29,6 +29,7 @@ from excise.edit import Edit
 from excise.errors import ModelError
 from excise.model import EditableModel
 from excise.model.forward import batches_by_length, padding_is_exact
+from excise.model.ports import length_of_weight
 from excise.model.precision import is_out_of_memory
 from excise.progress import Progress, silent
 from excise.runs import writing
@@ -356,13 +357,14 @@ def _optimizer(factors: Factors, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _limits(factors: Factors) -> list[float]:
-    """Most that ‖A‖ may be at each port; a packed weight's length is not known, and not limited."""
-    limits = []
-    for factor in factors.factors:
-        weight = factors.model.hf_model.get_parameter(factor.port.writer.parameter)
-        known = factor.port.reads == "input" and weight.is_floating_point() and not weight.is_meta
-        limits.append(LARGEST_CHANGE * float(weight.detach().float().norm()) if known else math.inf)
-    return limits
+    """Most that ‖A‖ may be at each port that reads its input; the others are not limited."""
+    model = factors.model.hf_model
+    return [
+        LARGEST_CHANGE * length_of_weight(model, factor.port, hidden=factor.left.shape[-1])
+        if factor.port.reads == "input"
+        else math.inf
+        for factor in factors.factors
+    ]
 
 
 def _cap(factors: Factors, limits: Sequence[float]) -> None:

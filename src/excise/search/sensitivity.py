@@ -26,6 +26,7 @@ from excise.activations.port_statistics import Exchange
 from excise.model import EditableModel
 from excise.model.forward import batches_by_length, continuation_logits, padding_is_exact
 from excise.model.row_layout import layouts
+from excise.model.weights import differentiates
 from excise.search.factors import Factors
 from excise.search.gradients import frozen
 from excise.search.lessons import Lessons
@@ -90,7 +91,9 @@ class Watched:
 
 
 def gives_gradients(watched: Watched) -> bool:
-    """Whether gradients come back through the whole model: kernels of some quantised backends have none."""
+    """Whether gradients come back through the whole model: kernels of some quantised backends have none, or zeros."""
+    if not differentiates(watched.model.hf_model):
+        return False
     row = watched.lessons.target[0]
     values = torch.ones(watched.factors.units, requires_grad=True)
     with frozen(watched.model.hf_model), watched.factors.live(values):

@@ -27,6 +27,7 @@ from excise.edit import DirectionsLike
 from excise.model import EditableModel
 from excise.model.ports import Port, read_directions
 from excise.model.trace import attached
+from excise.model.weights import compute_device, compute_dtype
 from excise.search.closed_form import RIDGE, conditional, port_factors
 from excise.search.factors import Factor, Factors
 from excise.search.gradients import frozen
@@ -84,11 +85,8 @@ def written(model: nn.Module, port: Port, read: SecondMoment) -> SecondMoment:
 def writes_of(model: nn.Module, port: Port, inputs: Float[Tensor, "row width"]) -> Float[Tensor, "hidden row"]:
     """W applied to inputs, as columns, in fp32 on the CPU: by the module itself, whatever its weight is packed in."""
     module = model.get_submodule(port.module)
-    weight = next(module.parameters())
-    dtype = weight.dtype if weight.is_floating_point() else torch.float32
     with torch.no_grad():
-        device = next(module.parameters()).device
-        given = inputs.to(device=device, dtype=dtype)
+        given = inputs.to(device=compute_device(module), dtype=compute_dtype(model, module))
         none: Tensor = module(torch.zeros_like(given[:1]))
         output: Tensor = module(given)
     return (output.float() - none.float()).cpu().T

@@ -10,6 +10,7 @@ from torch import nn
 from excise.edit import Writer
 from excise.model import EditableModel
 from excise.model.ports import Port, ports_of
+from excise.model.weights import is_plain
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _inner_width(model: nn.Module, port: Port) -> int:
     writer: Writer = port.writer
     module: Any = model.get_submodule(port.module)
     weight = model.get_parameter(writer.parameter)
-    if not weight.is_floating_point() or weight.is_meta:
+    if not is_plain(weight):
         return int(getattr(module, "in_features", 0) or weight.shape[-1])
     axes = [axis % weight.ndim for axis in (writer.axis, writer.expert_axis) if axis is not None]
     left = [length for axis, length in enumerate(weight.shape) if axis not in axes]

@@ -13,8 +13,9 @@ from excise.edit import Edit
 from excise.model import EditableModel
 from excise.model.forward import last_logits, pad_id, pad_left, padding_is_exact
 from excise.model.generate import Response, generate_from_tokens
-from excise.model.ports import compute_device, ports_of
+from excise.model.ports import ports_of
 from excise.model.precision import is_out_of_memory
+from excise.model.weights import compute_device
 from excise.search.factors import Factor, Factors
 from excise.search.gradients import frozen
 

@@ -23,6 +23,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from excise.activations.port_statistics import Exchange
 from excise.edit import Edit
+from excise.model.weights import differentiates
 from excise.search.along import at, propose, ranges
 from excise.search.factors import Factors
 from excise.search.front import choose, damage
@@ -148,6 +149,9 @@ class _Search:
             began = time.monotonic()
         if not ground.lessons.shown:
             self.task.state("no polish: the base model shows the behavior on none of the fit prompts")
+            return
+        if not differentiates(self.task.model.hf_model):
+            self.task.state("no polish: products with this model's quantised weights have no derivative")
             return
         best = self._best(self.task.study.trials[: len(forms)])
         yield from self._polished(ground.sources[best], forms[best], best)
