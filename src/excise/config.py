@@ -25,6 +25,9 @@ def _setting(default: Any, help: str, *, group: Group, shapes_result: bool = Tru
     return Field(default, description=help, json_schema_extra=extra, **checks)
 
 
+_LOADING = ("revision", "dtype", "quantize", "device_map", "trust_remote_code", "offline", "evidence", "allow_partial")
+
+
 class RunConfig(BaseModel):
     """What a run is asked to do. Frozen: what is found out on the way belongs in the run's record, not here."""
 
@@ -214,6 +217,10 @@ class RunConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The settings that shape the result, as JSON values: two runs with the same ones are the same run."""
         return {name: value for name, value in self.model_dump(mode="json").items() if describe(name)["shapes_result"]}
+
+    def loading(self) -> dict[str, Any]:
+        """What `excise.load` is told beside the model's name."""
+        return {name: getattr(self, name) for name in _LOADING}
 
     def options(self, group: str) -> dict[str, Any]:
         """The settings of a group that differ from their defaults and shape the result, as JSON values."""

@@ -45,17 +45,7 @@ def run(
 
     with RunDirectory.open(config.directory, config=config.identity()) as directory:
         began = time.perf_counter()
-        loaded = load(
-            config.model,
-            revision=config.revision,
-            dtype=config.dtype,
-            quantize=config.quantize,
-            device_map=config.device_map,
-            trust_remote_code=config.trust_remote_code,
-            offline=config.offline,
-            evidence=config.evidence,
-            allow_partial=config.allow_partial,
-        )
+        loaded = load(config.model, **config.loading())
         job = Job(config, behavior, splits, loaded, directory, progress)
         job.seconds["load"] = time.perf_counter() - began
 

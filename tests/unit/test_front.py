@@ -94,3 +94,4 @@ def test_a_spread_keeps_the_lowest_and_no_more_than_asked(count: int, most: int)
     assert len(kept) == min(count, most)
     assert kept == sorted(set(kept))
     assert kept[:1] == list(range(count))[:1]
+    assert most < 2 or kept[-1:] == list(range(count))[-1:]

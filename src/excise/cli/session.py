@@ -80,17 +80,8 @@ class Session:
         from excise.model import load
 
         self.progress("load", 0, 1, "model")
-        model = load(
-            name or config.model,
-            revision=config.revision if name is None else None,
-            dtype=config.dtype,
-            quantize=config.quantize,
-            device_map=config.device_map,
-            trust_remote_code=config.trust_remote_code,
-            offline=config.offline,
-            evidence=config.evidence if name is None else None,
-            allow_partial=allow_partial,
-        )
+        its_own = {} if name is None else {"revision": None, "evidence": None}
+        model = load(name or config.model, **{**config.loading(), **its_own, "allow_partial": allow_partial})
         self.progress("load", 1, 1, "model")
         return model
 

@@ -16,11 +16,11 @@ from excise.edit import Edit
 from excise.search.proposer import quiet, told
 from excise.search.trial import Trial
 
-WEAKEST, STRONGEST = 0.4, 1.5
+WEAKEST, STRONGEST = 0.25, 1.5
 """An edit polished with little weight on preserving, then weakened, does better on other sources of prompts than one
 polished with more; how weak it may be, the reserve tells that `front.choose` guards."""
 
-_BEGIN_WITH = (0.8, 0.6, 1.25, 0.45)
+_BEGIN_WITH = (0.8, 0.6, 0.4, 1.25, 0.3)
 """Proposed first: strengths of the end of the polish's first phase."""
 
 

@@ -227,12 +227,9 @@ def _relative(values: Sequence[float]) -> list[float]:
 
 
 def spread(indices: Sequence[int], *, most: int) -> list[int]:
-    """At most `most` of a front's indices (by increasing rate): mostly the lowest, the others spread over the rest."""
+    """At most `most` of a front's indices (by increasing rate): half of them the lowest, the others up to the last."""
     if len(indices) <= most:
         return list(indices)
-    low = max(1, 2 * most // 3)
-    rest, wanted = list(indices[low:]), most - low
-    if wanted == 0:
-        return list(indices[:low])
-    step = len(rest) / wanted
-    return [*indices[:low], *(rest[int(step * number)] for number in range(wanted))]
+    low = (most + 1) // 2
+    rest, wanted = indices[low:], most - low
+    return [*indices[:low], *(rest[(number + 1) * len(rest) // wanted - 1] for number in range(wanted))]

@@ -21,7 +21,7 @@ _SWEPT_TARGETS, _SWEPT_BASELINES, _SWEPT_TOKENS = 24, 16, 16
 _PLACES = 6  # per position in the sweep
 _IN_FULL = 0.6  # share of the trials of a black box that are not given up before anything is generated
 _ASKED = 2.5  # times that the fit prompts are asked for answers without the behavior, all told
-_CONFIRMED = 8
+_CONFIRMED = 9
 _PRODUCT = 1.5  # of adding a vector's square to a second moment, in units of `Speed.solve`
 _LOADS, _PROOFS = 3.0, 2.0  # what a bake loads and proves again
 

@@ -45,7 +45,7 @@ BEYOND: Mapping[str, int] = {"quick": 3, "standard": 6, "thorough": 18}
 """Trials of 7."""
 
 _DONE = "done"
-_CONFIRMING = 8  # trials' worth of time that the confirmation of the front takes, its base model included
+_CONFIRMING = 9  # trials' worth of time that the confirmation of the front takes, its base model included
 
 
 @register
