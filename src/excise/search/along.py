@@ -21,7 +21,7 @@ WEAKEST, STRONGEST = 0.25, 1.5
 polished with more; how weak it may be, the reserve tells that `front.choose` guards."""
 
 _BEGIN_WITH = (0.8, 0.6, 0.4, 1.25, 0.3)
-"""Proposed first: strengths of the end of the polish's first phase."""
+"""Proposed first: strengths of the end of the polish's second phase, from when on only preserving counts more."""
 
 
 def ranges(length: int) -> dict[str, FloatDistribution]:
@@ -45,7 +45,7 @@ def propose(history: Sequence[Trial], *, tried: int, length: int, seed: int) -> 
     tried    how many of them were proposed here
     """
     if tried < len(_BEGIN_WITH):
-        return {"along": 1.0, "strength": _BEGIN_WITH[tried]}
+        return {"along": min(2.0, length - 1.0), "strength": _BEGIN_WITH[tried]}
     distributions: Mapping[str, BaseDistribution] = ranges(length)
     sampler = optuna.samplers.TPESampler(
         seed=(seed * 1_000_003 + len(history)) % 2**32, multivariate=True, n_startup_trials=0, n_ei_candidates=32

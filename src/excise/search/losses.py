@@ -27,7 +27,7 @@ BEHAVIOR_TOKENS, BEHAVIOR_MARGIN = 8, 4.0
 ANSWER_WINDOW = 16
 """Tokens of an answer that are learned from."""
 
-SEQUENCE_WEIGHT = 2.0
+SEQUENCE_WEIGHT = 6.0
 """Of the divergence over the response, against that of its first token."""
 
 

@@ -5,9 +5,8 @@ do, quantised ones included. A step takes some rows without the behavior and som
 
     loss = answer + behavior + κ (divergence + tail of the divergence)
 
-(see `excise.search.losses`; the tail is the mean of the worst rows, CVaR). κ goes up from phase to phase: the first one
-removes the behavior, the later ones give back what that need not have cost. The edit at the end of each phase is a
-point of the front.
+(see `excise.search.losses`; the tail is the mean of the worst rows, CVaR). Phases may differ in κ, and between two of
+them the answers may become more. The edit at the end of each phase is a point of the front.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     3  statistics of what every writer reads, in one pass
     4  the closed form at the best directions of three positions, measured; the best of them goes on
     5  responses without the behavior, from the edits so far
-    6  the polish: phases with more weight on preserving; what 5 did not get is asked again after the first one
+    6  the polish, in phases; what 5 did not get is asked again after the first one
     7  between and around those edits: how far along, and how strongly, for the trials that are left
 
 Every closed form of 4 and every phase of 6 is a trial, measured on the tune split by real generation. A polish that
@@ -37,9 +37,9 @@ WEIGHT, FIRM_WEIGHT = 0.3, 3.0
 """β of the closed forms, and of one that is only asked for answers: how much silence on target tokens counts."""
 
 RECIPES: Mapping[str, Recipe] = {
-    "quick": Recipe((Phase(0.3, 16, most=48), Phase(1.0, 8))),
-    "standard": Recipe((Phase(0.3, 30, most=60), Phase(1.0, 15))),
-    "thorough": Recipe((Phase(0.2, 80, most=160), *(Phase(preserve, 40) for preserve in (0.5, 1.0, 2.0, 4.0)))),
+    "quick": Recipe((Phase(1.0, 16, most=48), Phase(1.0, 8))),
+    "standard": Recipe((Phase(1.0, 20, most=50), Phase(1.0, 10))),
+    "thorough": Recipe((Phase(1.0, 60, most=120), *(Phase(preserve, 40) for preserve in (1.0, 2.0, 4.0, 8.0)))),
 }
 BEYOND: Mapping[str, int] = {"quick": 3, "standard": 6, "thorough": 18}
 """Trials of 7."""
