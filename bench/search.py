@@ -122,7 +122,7 @@ def _judged(runs: Sequence[tuple[str, int, Path]], incumbents: Sequence[Path], k
                 held_out = HeldOut(MODEL, *sides, system=SYSTEM, max_tokens=64)
             with _live(held_out.model, edit):
                 if name in known:  # judged before `kept` was measured
-                    known[name]["kept"] = held_out.kept()
+                    known[name]["kept"] = held_out.kept(known[name])
                 else:
                     known[name] = held_out.measure()
             kept.parent.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,8 @@ WORST_KL = 0.5
 _DIVERGENCES: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
     "first-token KL": lambda point: point["kl_first"]["mean"],
     "sequence KL": lambda point: point["kl_sequence"]["mean"],
-    "first-token KL where the base model answers": lambda point: point["kept"]["kl_first"]["mean"],
-    "sequence KL where the base model answers": lambda point: point["kept"]["kl_sequence"]["mean"],
+    "first-token KL where the base model answers": lambda point: point["kept"]["kl_first"],
+    "sequence KL where the base model answers": lambda point: point["kept"]["kl_sequence"],
 }
 _UNITS = (("cpu_seconds", 60.0), ("peak_bytes", 1e9))
 

@@ -30,7 +30,7 @@ class HeldOut:
     """A model, prompts of both sides, and what the unedited model does on the baseline prompts.
 
     Some baseline prompts show the behavior as well (a model refuses harmless ones too). What an edit changes there is
-    the behavior, not damage: `kept` is the divergence on the others alone.
+    the behavior, not damage: `kept` has the mean divergences on the others alone.
 
     max_tokens  of a response to a target prompt
     tokens      of the base model's continuations that `kl_sequence` covers
@@ -54,11 +54,12 @@ class HeldOut:
         self.target = read_prompts(target)
         self.batch_size = batch_size
         prompts = read_prompts(baseline)
-        shown = behavior_rate(self.model, prompts, self.behavior, batch_size=batch_size).labels
-        answered = [prompt for prompt, label in zip(prompts, shown, strict=True) if label != "behavior"]
-        self.reference, self.answered = (
-            Reference.measure(self.model, each, self.behavior, tokens=tokens, batch_size=batch_size)
-            for each in (prompts, answered)
+        self.reference = Reference.measure(self.model, prompts, self.behavior, tokens=tokens, batch_size=batch_size)
+        labels = behavior_rate(self.model, prompts, self.behavior, batch_size=batch_size, stop_early=True).labels
+        shown = [prompt for prompt, label in zip(prompts, labels, strict=True) if label == "behavior"]
+        self.counts = (len(prompts), len(shown))
+        self.shown = (
+            Reference.measure(self.model, shown, self.behavior, tokens=tokens, batch_size=batch_size) if shown else None
         )
 
     def measure(self) -> dict[str, Any]:
@@ -66,11 +67,20 @@ class HeldOut:
         divergence = self.reference.compare(self.model)
         result = behavior_rate(self.model, self.target, self.behavior, batch_size=self.batch_size)
         counts = {"count": result.rate.count, "total": result.rate.total}
-        return {**counts, **result.rate.to_json(), **divergence.to_json(), "kept": self.kept()}
+        scores = {**counts, **result.rate.to_json(), **divergence.to_json()}
+        return {**scores, "kept": self.kept(scores)}
 
-    def kept(self) -> dict[str, Any]:
-        """The divergences on the baseline prompts that the base model does not show the behavior on."""
-        return self.answered.compare(self.model).to_json()
+    def kept(self, scores: dict[str, Any]) -> dict[str, float]:
+        """Mean divergences on the baseline prompts that the base model does not show the behavior on.
+
+        scores  those of the same model on all of them
+        """
+        every, shown = self.counts
+        there = {} if self.shown is None else self.shown.compare(self.model).to_json()
+        return {
+            key: (every * scores[key]["mean"] - shown * (there[key]["mean"] if there else 0.0)) / (every - shown)
+            for key in ("kl_first", "kl_sequence")
+        }
 
 
 @contextmanager

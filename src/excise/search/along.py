@@ -20,7 +20,7 @@ WEAKEST, STRONGEST = 0.25, 1.5
 """An edit polished with little weight on preserving, then weakened, does better on other sources of prompts than one
 polished with more; how weak it may be, the reserve tells that `front.choose` guards."""
 
-_BEGIN_WITH = (0.8, 0.6, 0.4, 1.25, 0.3)
+_BEGIN_WITH = (0.8, 0.6, 1.25, 0.4)
 """Proposed first: strengths of the end of the polish's second phase, from when on only preserving counts more."""
 
 

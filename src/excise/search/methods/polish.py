@@ -37,9 +37,9 @@ WEIGHT, FIRM_WEIGHT = 0.3, 3.0
 """β of the closed forms, and of one that is only asked for answers: how much silence on target tokens counts."""
 
 RECIPES: Mapping[str, Recipe] = {
-    "quick": Recipe((Phase(1.0, 16, most=48), Phase(1.0, 8))),
-    "standard": Recipe((Phase(1.0, 20, most=50), Phase(1.0, 10))),
-    "thorough": Recipe((Phase(1.0, 60, most=120), *(Phase(preserve, 40) for preserve in (1.0, 2.0, 4.0, 8.0)))),
+    "quick": Recipe((Phase(0.6, 16, most=48), Phase(0.6, 8))),
+    "standard": Recipe((Phase(0.6, 20, most=50), Phase(0.6, 10))),
+    "thorough": Recipe((Phase(0.6, 60, most=120), *(Phase(preserve, 40) for preserve in (0.6, 1.0, 2.0, 4.0)))),
 }
 BEYOND: Mapping[str, int] = {"quick": 3, "standard": 6, "thorough": 18}
 """Trials of 7."""
