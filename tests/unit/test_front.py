@@ -95,3 +95,10 @@ def test_a_spread_keeps_the_lowest_and_no_more_than_asked(count: int, most: int)
     assert kept == sorted(set(kept))
     assert kept[:1] == list(range(count))[:1]
     assert most < 2 or kept[-1:] == list(range(count))[-1:]
+
+
+def test_of_damages_that_nobody_would_notice_the_most_reserve_wins() -> None:
+    points = [Firm(0.04, 0.004, 0.001, 0.09), Firm(0.04, 0.006, 0.001, 0.04), Firm(0.04, 0.008, 0.001, 0.04)]
+    assert choose(points).index == 1
+    points[1:] = [Firm(0.04, 0.02, 0.001, 0.05)]
+    assert choose(points).index == 0  # a damage that does count

@@ -120,7 +120,8 @@ def choose(
 
     Without limits: the smallest KL (see `damage`) among the points whose rate is at most 1 %, or at most 0.01 above the
     lowest rate, where that is more. Removing the behavior comes first, and rates that a few dozen prompts cannot tell
-    apart count as equal. So do KLs below 0.005 nats, which no reader would notice: among those the lowest rate wins.
+    apart count as equal. So do KLs below 0.005 nats, which no reader would notice: among those the lowest rate wins,
+    then the most reserve.
     A guard passes over points without reserve: where the behavior is back at three quarters of the strength, other
     prompts than those of the search's own sources bring it back too.
     Of a score that stands for the rate or the KL the scale is not known: there as much counts as equal to the lowest
@@ -149,9 +150,9 @@ def choose(
     limit = max(lowest + RATE_TOLERANCE, GOAL_RATE) if max_rate is None else max_rate
     near = [index for index in within if points[index].rate <= limit + 1e-9]
 
-    def cost(index: int) -> tuple[float, float, float]:
+    def cost(index: int) -> tuple[float, float, float, float]:
         point = points[index]
-        return max(damage(point), NEGLIGIBLE_KL), point.rate, damage(point)
+        return max(damage(point), NEGLIGIBLE_KL), point.rate, _reserve(point), damage(point)
 
     reason = f"the smallest KL at a rate of at most {limit:.3g}; below {NEGLIGIBLE_KL} nats the lowest rate"
     firm, needed = _firm(points, near)
@@ -174,6 +175,12 @@ def _firm(points: Sequence[Scored], near: Sequence[int]) -> tuple[list[int], flo
     known = {index: reserve for index, reserve in reserves.items() if reserve is not None}
     needed = max(RESERVE_GOAL, min(known.values(), default=0.0) + RESERVE_TOLERANCE)
     return [index for index in near if known.get(index, 0.0) <= needed + 1e-9], needed
+
+
+def _reserve(point: Scored) -> float:
+    """The rate at `RESERVE` of the strength, or where that was not measured the rate itself."""
+    known = point.reserve if isinstance(point, Guarded) else None
+    return point.rate if known is None else known
 
 
 def _by_scores(points: Sequence[Scored], within: Sequence[int], max_rate: float | None, base: float | None) -> Choice:

@@ -145,16 +145,21 @@ def _key(
 def to_confirm(history: Sequence[Trial], *, max_kl: float | None = None) -> list[Trial]:
     """The trials that are measured again on unseen prompts.
 
-    The front from light to thorough; then the leaders among other kinds of direction; then, of trials with low rates,
-    those that prefill says to have more in reserve than what beats them: few prompts do not tell low rates apart. With
-    `max_kl`, only trials within it, if there are any. Where every trial was screened, the first one.
+    The front from light to thorough; then the leaders among other kinds of direction; then trials with low rates, as
+    few prompts do not tell those apart: first the ones that prefill says to have more in reserve than what beats them.
+    With `max_kl`, only trials within it, if there are any. Where every trial was screened, the first one.
     """
     measured = [trial for trial in history if not trial.measured.screened]
     within = [trial for trial in measured if max_kl is None or trial.measured.kl_first <= max_kl]
     pool = within or measured or list(history[:1])
     front, firm = (front_of(pool, firm=each) or pool for each in (False, True))
     light_to_thorough = [front[index] for index in spread(range(len(front)), most=_OF_FRONT)]
-    others = sorted((each for each in firm if each.measured.rate <= _LOW), key=lambda each: damage(each.measured))
+    others = [
+        each
+        for some in (firm, pool)
+        for each in sorted(some, key=lambda each: damage(each.measured))
+        if each.measured.rate <= _LOW
+    ]
     wanted = {trial.index: trial for trial in (*light_to_thorough, *leaders(pool)[:2], *others)}
     return list(wanted.values())[:CONFIRMED]
 
