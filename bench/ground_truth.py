@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from demo_worlds import KINDS, ROOT, figures, trained
-from one_search import record, searched
+from one_search import content, record, searched
 
 import excise
 from excise.demo import MODEL_PATH
@@ -103,7 +103,7 @@ class Judge:
         taken = json.loads((place / "searched.json").read_text())
         del taken["history"]
         chosen = next(point["edit"] for point in taken.pop("points") if point["chosen"])
-        scores = self._once(f"{place.name}/{chosen}", lambda: self._edited(place / chosen))
+        scores = self._once(content(place / chosen), lambda: self._edited(place / chosen))
         return {"model": self.name, "method": method, "budget": budget, "seed": seed, **taken, **scores}
 
     def _once(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ record(model, behavior, splits, method=…, …, out=place)   # what that proces
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import subprocess
@@ -62,6 +63,11 @@ def record(path: Path, behavior: Behavior, splits: Splits, *, method: str, budge
     took = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak, "trials": found.trials}
     said = {"reason": found.reason, "notes": found.notes}
     (out / "searched.json").write_text(json.dumps({**took, "points": points, "history": history, **said}, indent=1))
+
+
+def content(edit: Path) -> str:
+    """What names the scores of an edit file: where it lies, and a hash of it, as a search may be done again there."""
+    return f"{edit.parent.name}/{edit.name}@{hashlib.sha256(edit.read_bytes()).hexdigest()[:12]}"
 
 
 def measured(found: Any) -> dict[str, float]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from front_picture import picture
-from one_search import measured, record, searched
+from one_search import content, measured, record, searched
 from real_model import ROOT, SHARED, SYSTEM, _joined
 from search_page import hypervolume, page
 
@@ -133,8 +133,9 @@ def _judged(runs: Sequence[tuple[str, int, Path]], incumbents: Sequence[Path], k
     for method, seed, place in runs:
         taken = json.loads((place / "searched.json").read_text())
         points = [
-            {**judge(f"{place.name}/{point['edit']}", place / point["edit"]), "chosen": point["chosen"], "own": point}
+            {**judge(content(edit), edit), "chosen": point["chosen"], "own": point}
             for point in taken["points"]
+            for edit in (place / point["edit"],)
         ]
         row = {"method": method, "seed": seed, **{key: taken[key] for key in ("cpu_seconds", "peak_bytes", "trials")}}
         chosen = next(point["own"]["edit"] for point in points if point["chosen"])
@@ -143,7 +144,7 @@ def _judged(runs: Sequence[tuple[str, int, Path]], incumbents: Sequence[Path], k
         rows.append({**row, "points": points})
         if method == "polish":
             for name, edit in _controls(place, chosen, seed).items():
-                single = {**judge(f"{place.name}/{name}", edit), "chosen": False}
+                single = {**judge(f"{place.name}/{name} {content(edit)}", edit), "chosen": False}
                 rows.append({"method": name, "seed": seed, "points": [single]})
     for place in incumbents:
         result = json.loads((place / "result.json").read_text())

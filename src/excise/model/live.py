@@ -65,14 +65,15 @@ def hookable(model: nn.Module, site: SiteEdit) -> bool:
     writer = site.writer
     if writer.module is None:
         return False
-    if all(_is_plain(change) for change in site.changes):
+    if all(_on_outputs(change) for change in site.changes):
         return True
     if writer.role == "embedding" or not is_product(model.get_submodule(writer.module)):
         return False
-    return len(site.changes) == 1 or all(_is_plain(change) or isinstance(change, LowRank) for change in site.changes)
+    return len(site.changes) == 1 or all(_on_outputs(change) or isinstance(change, LowRank) for change in site.changes)
 
 
-def _is_plain(change: Change) -> bool:
+def _on_outputs(change: Change) -> bool:
+    """Whether it needs a writer's output alone (norms that are kept need the weight)."""
     return isinstance(change, Projection) and change.norm == "none"
 
 
