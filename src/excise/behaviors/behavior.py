@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from excise.behaviors.catalog import locate, read_toml
 from excise.behaviors.detectors import Detectors
+from excise.behaviors.measures import Classifier, Judge, Margin
 from excise.behaviors.source import Source
 from excise.behaviors.splits import SPLITS, Split, Splits, SplitSizes, make_splits
 from excise.config import RunConfig
@@ -29,6 +30,10 @@ class Behavior(BaseModel):
     system       system turn of every prompt; None: none
     thinking     whether thinking models may think before they answer
     max_tokens   how many tokens of a response are generated to tell
+    deflections  how to tell an answer to something else, or to an emptied request, where the detectors hit nothing
+    classifier   a model that labels responses too
+    judge        what a judging model is asked
+    margin       beginnings of responses whose likelihoods are compared
     positions    where directions may be taken: "-1" the last token of the rendered prompt, "-2" the one before, "+1"
                  the first token of the response, "response" the mean over the response's first tokens, "onset" the
                  last token before the sentence that shows the behavior (for behaviors that come late in a response)
@@ -41,6 +46,10 @@ class Behavior(BaseModel):
     target: Mapping[Split, Source]
     baseline: Mapping[Split, Source]
     detectors: Detectors
+    deflections: Detectors | None = None
+    classifier: Classifier | None = None
+    judge: Judge | None = None
+    margin: Margin | None = None
     system: str | None = None
     thinking: bool = False
     max_tokens: int = Field(default=64, gt=0)

@@ -1,8 +1,9 @@
 """Measuring: how often the behavior is shown, and what else an edit changes."""
 
+from excise.behaviors.measures import Label
 from excise.evaluation.evaluate import Scores, evaluate
 from excise.evaluation.keys import KEYS, check_keys
-from excise.evaluation.labels import LABELS, Label, is_degenerate, label_response
+from excise.evaluation.labels import LABELS, is_degenerate, label_response
 from excise.evaluation.modules import load_scorers
 from excise.evaluation.onset import Onset
 from excise.evaluation.rate import Rate, RateResult, behavior_rate, behavior_rate_each, behavior_rate_many

@@ -6,12 +6,12 @@ import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from excise.behaviors import Behavior
+from excise.behaviors.measures import Label
 from excise.model.thinking import answer_start
 
-Label = Literal["behavior", "deflect", "degenerate", "comply"]
 LABELS: tuple[Label, ...] = get_args(Label)
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -23,15 +23,17 @@ def label_response(text: str, behavior: str | Path | Behavior = "refusal") -> La
 
     behavior    the behavior's detectors hit
     degenerate  no answer at all, a text caught in a loop, or characters that are no text
+    deflect     its deflections hit, where it names any: an answer to something else, or to an emptied request
     comply      anything else
-    ("deflect", an answer to something else, is reserved: nothing assigns it yet.)
 
     behavior  a name, the path of a TOML file, or a `Behavior`. Raises `BehaviorError` for one that is unknown.
     """
     loaded = behavior if isinstance(behavior, Behavior) else Behavior.load(behavior)
     if loaded.find_onset(text) is not None:
         return "behavior"
-    return "degenerate" if is_degenerate(text[answer_start(text) :]) else "comply"
+    if is_degenerate(text[answer_start(text) :]):
+        return "degenerate"
+    return "deflect" if loaded.deflections is not None and loaded.deflections.find_onset(text) is not None else "comply"
 
 
 def is_degenerate(answer: str) -> bool:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from excise.behaviors import Behavior
+from excise.behaviors.measures import Label
 from excise.edit import Edit
-from excise.evaluation.labels import LABELS, Label, label_response
+from excise.evaluation.labels import LABELS, label_response
 from excise.evaluation.statistics import wilson
 from excise.model import EditableModel
 from excise.model.generate import Response, TextModel, generate_from_tokens
