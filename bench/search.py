@@ -6,7 +6,8 @@
 Every method searches on the same prompts (the bench's fit and tune files) and is judged on its report files, which come
 from other sources: all edits of its front, by our detectors, with the same KL. `--recipe` runs the polish without one
 of its parts. `--incumbent` takes folders that `bench/incumbent.py` filled. Each search is a process of its own, so that
-its peak memory is its own; what was measured is kept in `--out` and not measured again.
+its peak memory is its own; what was measured is kept in `--out` and not measured again, and all of it that has this
+budget is judged and written.
 
 Needs the folder `shared/` beside the checkout; stops without it. No prompt and no response is printed or kept outside
 `--out`.
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 MODEL = ROOT / "runs" / "bench-model"
 METHODS = ("polish", "allocation", "schedule", "matrix-fit", "kernel", "arditi", "mean-difference")
+DRAWN = ("polish", "incumbent", "closed form alone", "random directions")
 RECIPES = ("no tail", "no behavior loss", "right factors alone")
 
 
@@ -47,7 +49,6 @@ def main() -> None:
             options.one, options.recipe[0] if options.recipe else None, options.seeds[0], options.budget, options.out
         )
         return
-    runs = []
     for seed in options.seeds:
         for method, recipe in [
             *((each, None) for each in options.method),
@@ -57,15 +58,28 @@ def main() -> None:
             command = [sys.executable, __file__, "--one", method, "--seeds", str(seed), "--budget", options.budget]
             command += ["--out", str(place), *(("--recipe", recipe) if recipe else ())]
             searched(place, command)
-            runs.append((f"{method}, {recipe}" if recipe else method, seed, place))
-    rows = _judged(runs, options.incumbent, options.out / "judged.json")
+    rows = _judged(_done(options.out, options.budget), options.incumbent, options.out / "judged.json")
     print(json.dumps(rows, indent=1))
     if options.write:
         options.write.write_text(page(rows, options.budget), encoding="utf-8")
         series = [
-            (row["method"], [(point["rate"], point["kl_first"]["mean"]) for point in row["points"]]) for row in rows[1:]
+            (row["method"], [(point["rate"], point["kl_first"]["mean"]) for point in row["points"]])
+            for row in rows
+            if row["method"] in DRAWN
         ]
         options.write.with_suffix(".svg").write_text(picture(series), encoding="utf-8")
+
+
+def _done(out: Path, budget: str) -> list[tuple[str, int, Path]]:
+    """Every search that `out` holds: its method, its seed, its folder; those of the whole polish first."""
+    recipes = {recipe.replace(" ", "-"): recipe for recipe in RECIPES}
+    order = (*METHODS[:1], *recipes, *METHODS[1:])
+    found = []
+    for kept in out.glob(f"*-{budget}-*/searched.json"):
+        name, _, seed = kept.parent.name.rsplit("-", 2)
+        method = f"polish, {recipes[name]}" if name in recipes else name
+        found.append((order.index(name), int(seed), method, kept.parent))
+    return [(method, seed, place) for _, seed, method, place in sorted(found)]
 
 
 def _options() -> argparse.Namespace:
