@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from math import inf, isnan
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,10 @@ from excise.analysis import Audit, audit
 from excise.analysis.audit import Point, compare
 from excise.analysis.price import between, drawn_prices, price
 from excise.behaviors import Behavior, Splits
+from excise.cli.app import app
+from excise.demo import MODEL_PATH
 from excise.errors import BehaviorNotShownError, InputError
+from excise.report import write_audit
 from zoo.taught import taught
 
 
@@ -141,3 +146,38 @@ def test_ranks_and_strengths_that_cannot_be_are_refused(
 ):
     with pytest.raises(InputError):
         audit(model, behavior, splits=splits, **wrong)
+
+
+def test_the_page_says_what_the_audit_found_and_asks_for_nothing(tmp_path: Path, found: Audit):
+    name = "<b>one</b>"
+    audits = {name: found.to_json(), "other": found.to_json()}
+    comparison = compare(name, found, "other", found)
+    paths = write_audit({"behavior": "saying no", "models": audits, "comparison": comparison}, tmp_path)
+    page = paths[1].read_text(encoding="utf-8")
+    assert json.loads(paths[0].read_text())["models"]["other"]["rank_needed"] == found.rank_needed
+    assert "<b>one</b>" not in page
+    assert "default-src &#39;none&#39;" in page
+    assert "do not tell which of the two pays more" in page
+    assert f"{found.robustness():#.3g}" in page
+
+
+def test_an_audit_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["audit", str(MODEL_PATH), "--behavior", "demo:sealed", "--splits", "16,8,8,16", "--ranks", "1", "--json"]
+    with pytest.raises(SystemExit) as stopped:
+        app([*command, "--strengths", "0.5", "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 0
+    found = json.loads(capsys.readouterr().out)["models"][str(MODEL_PATH)]
+    assert found["rate"] > 0.9
+    assert found["robustness"] > 0
+    assert (tmp_path / "out" / "audit.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [(["--ranks", "1,x"], "--ranks 1,x"), (["--ranks", "1.5"], "ranks"), (["--against", str(MODEL_PATH)], "itself")],
+)
+def test_bad_input_is_one_clear_error(wrong: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        app(["audit", str(MODEL_PATH), "--behavior", "demo:sealed", *wrong])
+    assert stopped.value.code == 1
+    assert said in capsys.readouterr().err

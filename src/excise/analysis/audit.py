@@ -168,7 +168,8 @@ def audit(
     bench = _Bench.measure(model, loaded, prompts, seed=seed, batch_size=batch_size, progress=progress)
     place, bases = _subspaces(bench, most=max(ranks))
     first = _Layers(tuple(each[:1] for each in bases))
-    wanted = [("strength", f"{each:g}", 1, Edit.project(model.survey, first, each)) for each in {1.0, *strengths}]
+    tried = sorted({1.0, *strengths})
+    wanted = [("strength", f"{each:g}", 1, Edit.project(model.survey, first, each)) for each in tried]
     available = min(len(each) for each in bases)
     for rank in sorted({*ranks} - {1}):
         if rank <= available:
@@ -262,7 +263,8 @@ class _Bench:
 
     def counted(self, wanted: Sequence[_Wanted]) -> list[Point]:
         """With a response to every target prompt."""
-        task, points = self.task, []
+        task = self.task
+        points: list[Point] = []
         for some in _parts(wanted, favourable_count(task.model.device)):
             task.progress("auditing", len(points), len(wanted), "edits")
             edits = [each[3] for each in some]
@@ -279,7 +281,8 @@ class _Bench:
 
     def estimated(self, wanted: Sequence[_Wanted]) -> list[Point]:
         """By prefill alone."""
-        task, points = self.task, []
+        task = self.task
+        points: list[Point] = []
         for some in _parts(wanted, favourable_count(task.model.device)):
             task.progress("auditing layers", len(points), len(wanted), "layers")
             edits = [each[3] for each in some]
