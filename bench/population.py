@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import excise
 from excise.edit import Edit
+from excise.model.decoding import Decoding
 from excise.model.forward import last_logits, pad_left
-from excise.model.generate import _Generation
 from excise.model.row_groups import Population
 
 _VOCABULARY = 32_000
@@ -99,7 +99,7 @@ def _time(model: excise.EditableModel, population: Population, options: argparse
     batch = pad_left(rows, 0, model.device)
     with groups.rows(range(len(rows))):
         prefill = _seconds(lambda: last_logits(model, batch, 1), model.device, options.repeats)
-        generation = _Generation(model, rows, frozenset(), groups)
+        generation = Decoding(model, rows, range(len(rows)), frozenset(), groups)
 
         def decode() -> None:
             for _ in range(options.steps):

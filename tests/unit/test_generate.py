@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 
 from excise import EditableModel, ExciseError
 from excise.model import generate as module
+from excise.model.decoding import Decoding
 from excise.model.forward import last_logits, pad_left
 from excise.model.generate import Response, end_tokens, generate, generate_from_tokens
 from zoo import build as architectures
@@ -47,6 +48,8 @@ def lengths_with(rows: list[tuple[int, ...]], end: int) -> set[int]:
 def test_tokens_equal_those_of_transformers(kind: str) -> None:
     model = make(kind)
     assert module._rows_can_leave(model) is (kind != "recurrent_gemma")
+    # windows and recurrent states are no plain keys and values, and Bloom counts positions itself
+    assert module._rows_can_join(model) is (kind in ("llama", "gpt2", "mixtral", "falcon"))
     free = stock(model, end_tokens(model))
     # A token that comes up midway is made an end token: rows leave the batch at different times.
     end = max({token for row in free for token in row}, key=lambda token: len(lengths_with(free, token)))
@@ -59,6 +62,59 @@ def test_tokens_equal_those_of_transformers(kind: str) -> None:
     assert [response.finished for response in got] == [row[-1] in ends for row in expected]
     two = generate_from_tokens(model, ROWS, max_tokens=LENGTH, batch_size=2)
     assert [response.tokens for response in two] == expected
+
+
+def test_rows_that_join_midway_are_what_they_are_alone() -> None:
+    model = make("llama")
+    alone = [generate_from_tokens(model, [row], max_tokens=LENGTH)[0] for row in ROWS]
+    middle = {response.tokens[3 + place] for place, response in enumerate(alone)}
+    model.hf_model.generation_config.eos_token_id = sorted(middle)
+    alone = [generate_from_tokens(model, [row], max_tokens=LENGTH)[0] for row in ROWS]
+    seen: list[tuple[int, int]] = []
+    absorb = Decoding.absorb
+
+    def watched(self: Decoding, other: Decoding) -> None:
+        seen.append((len(self.alive), len(other.alive)))
+        absorb(self, other)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoding, "absorb", watched)
+        assert generate_from_tokens(model, ROWS, max_tokens=LENGTH, batch_size=4) == alone
+    assert seen, "no row joined"
+    assert all(sum(each) <= 4 for each in seen)
+
+
+def test_texts_are_looked_at_after_as_many_tokens_however_rows_are_batched() -> None:
+    model = make("llama")
+
+    def stop(text: str) -> bool:
+        return len(text) % 3 == 1
+
+    alone = [generate_from_tokens(model, [row], max_tokens=LENGTH, stop=stop)[0] for row in ROWS]
+    assert len({len(response.tokens) for response in alone}) > 1
+    assert generate_from_tokens(model, ROWS, max_tokens=LENGTH, batch_size=4, stop=stop) == alone
+
+
+def test_where_memory_runs_out_fewer_rows_go_on_and_none_is_lost() -> None:
+    model = make("llama")
+    expected = generate_from_tokens(model, ROWS, max_tokens=LENGTH)
+    sizes: list[int] = []
+    step = Decoding.step
+
+    def scarce(self: Decoding) -> None:
+        sizes.append(len(self.alive))
+        if len(self.alive) > 2:
+            raise RuntimeError("out of memory: not enough memory")
+        step(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoding, "step", scarce)
+        assert generate_from_tokens(model, ROWS, max_tokens=LENGTH, batch_size=6) == expected
+        tried = max(sizes)
+        sizes.clear()
+        assert generate_from_tokens(model, ROWS, max_tokens=LENGTH, batch_size=6) == expected
+    assert tried == 6
+    assert max(sizes) <= 2, "what did not fit is remembered"
 
 
 def test_models_whose_cache_cannot_drop_rows_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ class _Padding:
     surveyed: bool
 
 
+_FITTED: WeakKeyDictionary[nn.Module, dict[str, int]] = WeakKeyDictionary()  # rows × tokens, by operation
 _PADDING_EXACT: WeakKeyDictionary[nn.Module, _Padding] = WeakKeyDictionary()
 _PROBE_LENGTHS = (21, 13, 6)
 _FAR = 150  # columns with more padding than a block of keys has (128), where blocks are what attention chooses from
@@ -123,21 +124,34 @@ def run_in_batches(
     equal = len({len(row) for row in rows}) > 1 and not padding_is_exact(model)
     waiting = list(batches_by_length(rows, batch_size=batch_size, equal=equal))[::-1]
     results: list[tuple[list[int], Result]] = []
-    limit, done = batch_size, 0
+    longest = max((len(row) for row in rows), default=1)
+    limit, done = remembered_size(model, label, batch_size, longest=longest), 0
     while waiting:
         group = waiting.pop()
         if len(group) > limit:
             waiting += [group[limit:], group[:limit]]
             continue
-        result = _unless_out_of_memory(partial(work, group), single=len(group) == 1)
+        result = unless_out_of_memory(partial(work, group), single=len(group) == 1)
         if result is None:
             limit = (len(group) + 1) // 2
+            remember_size(model, label, limit, longest=longest)
             waiting.append(group)
             continue
         results.append((group, result[0]))
         done += len(group)
         progress(label, done, len(rows), "rows")
     return results
+
+
+def remembered_size(model: TokenModel, operation: str, size: int, *, longest: int) -> int:
+    """At most `size` rows of `longest` tokens each: fewer where memory ran out in this operation before."""
+    area = _FITTED.get(model.hf_model, {}).get(operation)
+    return size if area is None else max(1, min(size, area // longest))
+
+
+def remember_size(model: TokenModel, operation: str, size: int, *, longest: int) -> None:
+    """Remember a batch size, halved as memory ran out, for all later rows of this operation."""
+    _FITTED.setdefault(model.hf_model, {})[operation] = size * longest
 
 
 def forward(model: TokenModel, batch: Batch, *, logits: int = 0) -> Float[Tensor, "row last vocab"] | None:
@@ -333,7 +347,7 @@ def _differ(found: _Seen, expected: _Seen, dtype: torch.dtype) -> float:
     return max(logits_difference(found.logits, expected.logits), *residuals, 0.0)
 
 
-def _unless_out_of_memory(work: Callable[[], Result], *, single: bool) -> tuple[Result] | None:
+def unless_out_of_memory(work: Callable[[], Result], *, single: bool) -> tuple[Result] | None:
     """The result in a tuple, or None where memory ran out and a smaller group may still fit."""
     try:
         return (work(),)

@@ -1,40 +1,42 @@
-"""Greedy generation in batches that shrink: a row leaves as soon as it has ended, or its caller has seen enough."""
+"""Greedy generation: a row leaves its batch once it has ended, or its caller has seen enough, and another joins."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float, Int
-from torch import LongTensor, Tensor, nn
-from transformers import Cache
+from torch import nn
 
 from excise.errors import InputError
 from excise.model.agreement import logits_agree
+from excise.model.decoding import Decoding
 from excise.model.forward import (
     Rows,
     TokenModel,
-    inputs_of,
+    batches_by_length,
     last_logits,
-    pad_id,
     pad_left,
     padding_is_exact,
     probe_rows,
+    remember_size,
+    remembered_size,
     rows_that_fit,
     run_in_batches,
+    unless_out_of_memory,
 )
-from excise.model.inputs import accepts, text_module, without_images
+from excise.model.inputs import accepts, text_module
 from excise.model.row_groups import RowGroups
-from excise.model.stock import TEXT_EVERY, generate_stock, up_to_end
+from excise.model.stock import TEXT_EVERY, generate_stock
 from excise.model.template import ChatTemplate
 from excise.progress import Progress, silent
 
-_CACHE_NAMES = ("past_key_values", "cache_params")
 _ROWS_CAN_LEAVE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_ROWS_CAN_JOIN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_FILL_UP = 4  # a batch is filled up once this part of it is free
 _LOOK_EVERY_ON_GPU = 4  # tokens between two looks at the ids, each of which waits for the device
 
 
@@ -118,15 +120,12 @@ def generate_from_tokens(
     if groups is not None:
         _settle(model)
 
-    def work(indices: list[int]) -> list[list[int]]:
-        with nullcontext() if groups is None else groups.rows(indices):
-            return _generate_batch(model, [rows[index] for index in indices], max_tokens, ends, judge, groups)
-
-    done = run_in_batches(model, rows, work, batch_size=size, progress=progress, label="generating")
-    tokens: dict[int, list[int]] = {}
-    for indices, generated in done:
-        tokens.update(zip(indices, generated, strict=True))
-    return [judge.response(tokens[index], ends) for index in range(len(rows))]
+    run = _Run(model, rows, max_tokens=max_tokens, ends=ends, judge=judge, groups=groups, progress=progress)
+    if len(rows) > size and _rows_can_join(model):
+        run.in_one(size)
+    else:
+        run.in_batches(size)
+    return [judge.response(run.done[index], ends) for index in range(len(rows))]
 
 
 def end_tokens(model: TextModel) -> frozenset[int]:
@@ -170,97 +169,96 @@ class _Judge:
         return Response(text, tuple(tokens), finished)
 
 
-def _generate_batch(
-    model: TextModel, rows: Rows, max_tokens: int, ends: frozenset[int], judge: _Judge, groups: RowGroups | None
-) -> list[list[int]]:
-    with torch.no_grad():
-        if not _rows_can_leave(model):
-            return generate_stock(model, rows, max_tokens, ends, judge.ended if judge.reads_text else None)
-        generation = _Generation(model, rows, ends, groups)
-        look = 1 if model.device.type == "cpu" else _LOOK_EVERY_ON_GPU
-        for step in range(1, max_tokens + 1):
-            read = judge.reads_text and step % TEXT_EVERY == 0
-            if step % look == 0 or read or step == max_tokens:
-                generation.collect(judge if read else None)
-            if not generation.alive or step == max_tokens:
-                break
-            generation.step()
-    return generation.tokens
+class _Run:
+    """All rows of one call.
 
-
-class _Generation:
-    """One batch under way.
-
-    alive   for each row still in the batch, its index among the rows asked for
-    tokens  what is known of each row's response
-    fresh   chosen tokens that the host has not looked at yet, one tensor per step
+    done  the tokens of the rows that are over, by number; what memory running out has interrupted is not among them
     """
 
-    def __init__(self, model: TextModel, rows: Rows, ends: frozenset[int], groups: RowGroups | None = None) -> None:
-        self.model: Any = text_module(model.hf_model)
-        self.groups = groups
-        self.ends = ends
-        self.alive = list(range(len(rows)))
-        self.tokens: list[list[int]] = [[] for _ in rows]
-        self.options: dict[str, Any] = {"use_cache": True}
-        if accepts(self.model, "logits_to_keep"):
-            self.options["logits_to_keep"] = 1
-        batch = pad_left(rows, pad_id(model), model.device)
-        self.wants_images = bool(without_images(self.model, batch.input_ids))
-        self.mask = batch.attention_mask if batch.padded else None
-        counted = accepts(self.model, "position_ids") and padding_is_exact(model)  # else as the model counts them
-        self.positions = batch.position_ids[:, -1:] if counted else None
-        output = self.model(**{**inputs_of(self.model, batch), **self.options})
-        self.cache_name, self.cache = _cache_of(output)
-        if self.cache_name == "cache_params":  # recurrence alone: nothing to mask once the prompt has been read
-            self.mask = None
-        self.logits: Float[Tensor, "row vocab"] = output.logits[:, -1]
-        self.last: Int[Tensor, " row"] = self.logits.argmax(dim=-1)
-        self.fresh = [self.last]
+    def __init__(
+        self,
+        model: TextModel,
+        rows: Rows,
+        *,
+        max_tokens: int,
+        ends: frozenset[int],
+        judge: _Judge,
+        groups: RowGroups | None,
+        progress: Progress,
+    ) -> None:
+        self.model, self.rows, self.max_tokens, self.ends, self.judge = model, rows, max_tokens, ends, judge
+        self.groups, self.progress = groups, progress
+        self.done: dict[int, list[int]] = {}
+        self.ended = judge.ended if judge.reads_text else None
 
-    def step(self) -> None:
-        """Feed the last tokens and choose the next ones; nothing waits for the device."""
-        ids = self.last[:, None]
-        inputs = {"input_ids": ids, self.cache_name: self.cache, **self.options}
-        if self.wants_images:
-            inputs |= without_images(self.model, ids)
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=-1)
-            inputs["attention_mask"] = self.mask
-        if self.positions is not None:
-            self.positions = self.positions + 1
-            inputs["position_ids"] = self.positions
-        self.logits = self.model(**inputs).logits[:, -1]
-        self.last = self.logits.argmax(dim=-1)
-        self.fresh.append(self.last)
+    def in_batches(self, size: int) -> None:
+        """Batch after batch, for models to whose batches no row can be added."""
 
-    def collect(self, judge: _Judge | None) -> None:
-        """Bring the new tokens to the host and let the rows go that have ended."""
-        new_tokens = torch.stack(self.fresh, dim=-1).tolist()
-        self.fresh = []
-        for index, new in zip(self.alive, new_tokens, strict=True):
-            self.tokens[index] += up_to_end(new, self.ends)
-        over = [self.tokens[index][-1] in self.ends for index in self.alive]
-        if judge is not None:
-            by_text = judge.ended([self.tokens[index] for index in self.alive])
-            over = [ended or text_ended for ended, text_ended in zip(over, by_text, strict=True)]
-        if any(over):
-            self.keep([row for row, ended in enumerate(over) if not ended])
+        def work(numbers: list[int]) -> None:
+            with self._told_apart(numbers), torch.no_grad():
+                if _rows_can_leave(self.model):
+                    self._decode(numbers, [], len(numbers))
+                    return
+                some = [self.rows[number] for number in numbers]
+                found = generate_stock(self.model, some, self.max_tokens, self.ends, self.ended)
+                self.done.update(zip(numbers, found, strict=True))
 
-    def keep(self, rows: list[int]) -> None:
-        """Only these rows of the batch go on."""
-        self.alive = [self.alive[row] for row in rows]
-        if not rows:
-            return
-        if self.groups is not None:
-            self.groups.keep(rows)
-        index = torch.tensor(rows, device=self.last.device)
-        self.last = self.last[index]
-        self.positions = None if self.positions is None else self.positions[index]
-        self.mask = None if self.mask is None else self.mask[index]
-        assert self.cache is not None
-        # `reorder_cache` selects rows in every kind of cache layer; `batch_select_indices` knows attention only
-        self.cache.reorder_cache(cast(LongTensor, index))
+        run_in_batches(self.model, self.rows, work, batch_size=size, progress=self.progress, label="generating")
+
+    def in_one(self, size: int) -> None:
+        """In one batch of at most `size` rows that is filled up again, longest prompts first."""
+        (order,) = batches_by_length(self.rows, batch_size=len(self.rows))
+        size = remembered_size(self.model, "generating", size, longest=self._longest)
+        while waiting := [number for number in order if number not in self.done]:
+
+            def work(waiting: list[int] = waiting, size: int = size) -> None:
+                with self._told_apart(waiting[:size]), torch.no_grad():
+                    self._decode(waiting[:size], waiting[size:], size)
+
+            if unless_out_of_memory(work, single=size == 1) is None:
+                size = (size + 1) // 2
+                remember_size(self.model, "generating", size, longest=self._longest)
+
+    @property
+    def _longest(self) -> int:
+        return max(map(len, self.rows)) + self.max_tokens
+
+    def _told_apart(self, numbers: list[int]) -> AbstractContextManager[None]:
+        return nullcontext() if self.groups is None else self.groups.rows(numbers)
+
+    def _decode(self, numbers: list[int], waiting: list[int], size: int) -> None:
+        """These rows, and as others leave those that wait, at most `size` at a time."""
+        batch = self._begin(numbers)
+        look = 1 if self.model.device.type == "cpu" else _LOOK_EVERY_ON_GPU
+        while True:
+            made, free = batch.made[0], size - len(batch.alive)
+            read = self.ended is not None and made % TEXT_EVERY == 0
+            # Those that join have one token: so the texts of all rows are due at the same steps.
+            joining = bool(waiting) and free >= max(1, size // _FILL_UP) and made % TEXT_EVERY == 1
+            if made % look == 0 or read or joining or self.max_tokens in batch.made:
+                batch.collect(self.ended if read else None, most=self.max_tokens)
+                self._settled(batch)
+            if not batch.alive and not waiting:
+                return
+            if not batch.alive:
+                batch, waiting = self._begin(waiting[:size]), waiting[size:]
+                continue
+            if joining:
+                other, waiting = self._begin(waiting[:free]), waiting[free:]
+                other.collect(None, most=self.max_tokens)
+                batch.absorb(other)
+                self._settled(batch)
+            batch.step()
+
+    def _begin(self, numbers: list[int]) -> Decoding:
+        return Decoding(self.model, self.rows, numbers, self.ends, self.groups)
+
+    def _settled(self, batch: Decoding) -> None:
+        """Take what is over out of the batch's hands."""
+        over = batch.tokens.keys() - batch.alive
+        if over:
+            self.done.update({number: batch.tokens.pop(number) for number in over})
+            self.progress("generating", len(self.done), len(self.rows), "rows")
 
 
 @torch.no_grad()
@@ -268,38 +266,63 @@ def _settle(model: TextModel) -> None:
     """Find out how the model behaves before rows are told apart: probes have rows of their own."""
     padding_is_exact(model)
     _rows_can_leave(model)
+    _rows_can_join(model)
 
 
 def _rows_can_leave(model: TextModel) -> bool:
     """Whether a batch of this model may shrink midway; found once, by comparing with passes that use no cache."""
-    if model.hf_model not in _ROWS_CAN_LEAVE:
+    return _found_out(model, _ROWS_CAN_LEAVE, _probe_leaving)
+
+
+def _rows_can_join(model: TextModel) -> bool:
+    """Whether rows may be added to a batch of this model midway; found once, in the same way."""
+    return _rows_can_leave(model) and _found_out(model, _ROWS_CAN_JOIN, _probe_joining)
+
+
+def _found_out(model: TextModel, known: WeakKeyDictionary[nn.Module, bool], probe: Callable[[TextModel], bool]) -> bool:
+    if model.hf_model not in known:
         try:
-            _ROWS_CAN_LEAVE[model.hf_model] = _probe_leaving(model)
+            with torch.no_grad():
+                known[model.hf_model] = probe(model)
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):  # a cache of another make
-            _ROWS_CAN_LEAVE[model.hf_model] = False
-    return _ROWS_CAN_LEAVE[model.hf_model]
+            known[model.hf_model] = False
+    return known[model.hf_model]
 
 
 def _probe_leaving(model: TextModel) -> bool:
     rows = probe_rows(model)
     if not padding_is_exact(model):
         rows = [row[: len(rows[-1])] for row in rows]
-    generation = _Generation(model, rows, frozenset())
-    if generation.cache is None or not accepts(text_module(model.hf_model), generation.cache_name):
+    batch = Decoding(model, rows, range(len(rows)), frozenset())
+    if batch.cache is None or not accepts(text_module(model.hf_model), batch.cache_name):
         return False
-    generation.step()
-    generation.keep([0, 2])
-    generation.step()
-    generation.fresh, kept = [], [tokens[[0, 2]] if len(tokens) == 3 else tokens for tokens in generation.fresh]
-    fed = torch.stack(kept[:-1], dim=-1).tolist()
-    whole = [[*rows[index], *tokens] for index, tokens in zip((0, 2), fed, strict=True)]
+    batch.step()
+    batch.keep([0, 2])
+    batch.step()
+    return _agrees_with_whole_passes(model, rows, batch)
+
+
+def _probe_joining(model: TextModel) -> bool:
+    rows = probe_rows(model)
+    batch, other = (Decoding(model, rows, some, frozenset()) for some in ([0, 1], [2]))
+    if not batch.can_grow or not padding_is_exact(model):
+        return False
+    batch.step()
+    batch.keep([1])
+    batch.step()
+    for each in (batch, other):
+        each.collect(None, most=len(rows[0]) + 8)
+    batch.absorb(other)
+    batch.step()
+    return _agrees_with_whole_passes(model, rows, batch)
+
+
+def _agrees_with_whole_passes(model: TextModel, rows: Rows, batch: Decoding) -> bool:
+    """Whether the last logits are those of passes over everything that was read."""
+    read = [list(batch.tokens[number]) for number in batch.alive]
+    for step in batch.fresh[:-1]:
+        for row, token in zip(read, step.tolist(), strict=True):
+            row.append(token)
+    whole = [[*rows[number], *tokens] for number, tokens in zip(batch.alive, read, strict=True)]
     alone = torch.cat([last_logits(model, pad_left([row], 0, model.device), 1)[:, -1] for row in whole])
-    return logits_agree(generation.logits, alone, model.dtype)
-
-
-def _cache_of(output: Any) -> tuple[str, Cache | None]:
-    for name in _CACHE_NAMES:
-        cache = getattr(output, name, None)
-        if isinstance(cache, Cache):
-            return name, cache
-    return _CACHE_NAMES[0], None
+    return logits_agree(batch.logits, alone, model.dtype)

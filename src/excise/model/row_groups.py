@@ -74,8 +74,7 @@ class RowGroups:
         finally:
             self._population.assign(None)
 
-    def keep(self, places: Sequence[int]) -> None:
-        """Of the rows of the last pass only these go on, given by their places in it, in this order."""
-        now = self._population.assigned
-        assert now is not None, "rows leave inside `rows` alone"
-        self._population.assign([now[place] for place in places])
+    def now(self, indices: Sequence[int]) -> None:
+        """The next pass has these rows of the run, in this order; inside `rows` alone."""
+        assert self._population.assigned is not None, "rows are told apart inside `rows` alone"
+        self._population.assign([self._edits[index] for index in indices])

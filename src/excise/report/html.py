@@ -1,4 +1,4 @@
-"""`report.html`: one file that opens anywhere, offline, in light or dark, on paper.
+"""`report.html`, and pages like it: one file that opens anywhere, offline, in light or dark, on paper.
 
 Everything that comes from the result is escaped, and the page's content security policy names the two scripts that may
 run by their hashes and allows no request at all.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -29,12 +30,22 @@ def render(result: Record) -> str:
         "separability": layer_figures.separability(result),
         "cosines": layer_figures.cosines(result),
     }
-    plotly = get_plotlyjs().replace("\r", "") if any(pictures.values()) else ""
-    script = _asset("report.js")
-    return _template().render(
+    return page(
+        "report.html.j2",
+        [each for each in pictures.values() if each is not None],
         **_words(result),
         **_tables(result),
         **pictures,
+    )
+
+
+def page(template: str, drawn: Sequence[figures.Figure], **content: object) -> str:
+    """A page of this look: its template, the figures it draws, and what it says beside them."""
+    plotly = get_plotlyjs().replace("\r", "") if drawn else ""
+    script = _asset("report.js")
+    return _template(template).render(
+        **content,
+        figures=drawn,
         policy=_policy(plotly, script),
         style=Markup(_colours() + _asset("report.css")),
         palette=script_json(dark_partners()),
@@ -52,12 +63,12 @@ def script_json(value: object) -> Markup:
 
 
 @cache
-def _template() -> Template:
+def _template(name: str) -> Template:
     environment = Environment(
         loader=PackageLoader("excise.report", "assets"), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["script_json"] = script_json
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _words(result: Record) -> dict[str, object]:
