@@ -123,9 +123,7 @@ def read_report(
     return _collect(directory, current)
 
 
-def _logged(
-    directory: Path, digest: str, model: str, edit: str | None, command: str, settings: object
-) -> Read:
+def _logged(directory: Path, digest: str, model: str, edit: str | None, command: str, settings: object) -> Read:
     """The read as it is in the log, where it is entered if it is not there yet."""
     own = directory / FILE
     with FileLock(directory / ".seal.lock"):

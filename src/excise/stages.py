@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,18 +16,18 @@ import torch
 from excise.bake import bake, baked_leak, verify
 from excise.bake.source import Source
 from excise.bake.staging import check_room
-from excise.behaviors import Behavior, PromptSet, Splits
+from excise.behaviors import Behavior, Splits
 from excise.config import RunConfig
 from excise.directions import Directions
-from excise.edit import Edit, random_control
+from excise.edit import Edit
 from excise.errors import BehaviorNotShownError, InputError
-from excise.evaluation import Reference, Scores, behavior_rate, evaluate
+from excise.evaluation import behavior_rate
 from excise.find import find_directions
 from excise.model import EditableModel, Survey
 from excise.model.checkpoint import Checkpoint
 from excise.model.weights import is_quantised
 from excise.progress import Progress, tell
-from excise.runs import RunDirectory, Stage, writing
+from excise.runs import RunDirectory, Stage
 from excise.search import SearchResult
 from excise.search.cost import forecast as cost
 
@@ -170,43 +169,6 @@ def save_edits(job: Job, found: SearchResult) -> list[dict[str, Any]]:
     return front
 
 
-def score(job: Job, edit: Edit) -> dict[str, Any]:
-    """Before, after and controls on the report split, which is read here and nowhere else; once per edit."""
-    stage = job.stage("report", edit=digest(edit))
-    if not stage.done:
-        prompts = job.splits.report
-        reference = Reference.measure(
-            job.model, prompts.baseline, job.behavior, batch_size=job.config.batch_size, progress=job.progress
-        )
-
-        def measured(change: Edit | None, *, baseline: bool = False) -> Scores:
-            return evaluate(
-                job.model,
-                job.behavior,
-                edit=change,
-                split="report",
-                splits=job.splits,
-                reference=reference,
-                batch_size=job.config.batch_size,
-                baseline=baseline,
-                progress=job.progress,
-            )
-
-        before, after = measured(None, baseline=True), measured(edit, baseline=True)
-        random = measured(random_control(edit, job.model.survey, seed=job.config.seed))
-        no_op = measured(Edit.empty(job.model.survey))
-        _save_responses(stage.path("responses.jsonl"), prompts, before, after)
-        stage.save(
-            {
-                "before": before.to_json(),
-                "after": after.to_json(),
-                "controls": {"no_op": no_op.to_json(), "random_direction": random.to_json()},
-            }
-        )
-    value: dict[str, Any] = stage.load()
-    return value
-
-
 def measure_truth(job: Job, edit: Edit, ground_truth: GroundTruth) -> dict[str, list[float]]:
     """Each score of `ground_truth` as [before, after]."""
     stage = job.stage("truth", edit=digest(edit))
@@ -259,15 +221,3 @@ def _described(change: Any) -> list[Any]:
         hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest() if isinstance(value, torch.Tensor) else value
         for value in vars(change).values()
     ]
-
-
-def _save_responses(path: Path, prompts: PromptSet, before: Scores, after: Scores) -> None:
-    sides = (
-        ("target", prompts.target, before.responses, after.responses),
-        ("baseline", prompts.baseline, before.baseline_responses, after.baseline_responses),
-    )
-    with writing(path) as scratch, scratch.open("w", encoding="utf-8") as file:
-        for side, asked, base, edited in sides:
-            for prompt, one, other in zip(asked, base, edited, strict=True):
-                row = {"side": side, "prompt": prompt, "before": one.text, "after": other.text}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -33,8 +33,8 @@ class Scores:
     split          the prompts' split
     others         what further registered scorers found
     positions      where in the responses to target prompts the behavior begins
-    labels         of those responses, by the name of the labeller ("markers": the behavior's detectors); what follows is
-                   not part of `to_json` either
+    labels         of those responses, by the name of the labeller ("markers": the behavior's detectors); from here on
+                   nothing is part of `to_json`
     unfinished     for each of them, whether it never left its thinking
     responses      to the target prompts, in their order
     """
