@@ -131,6 +131,7 @@ def forecast(job: Job) -> None:
             budget=job.config.budget,
             trials=job.config.trials,
             seconds=job.config.seconds,
+            report_tokens=job.config.report_tokens,
             bake=job.config.bake,
             spent=job.seconds,
         )

@@ -12,27 +12,14 @@ from excise.behaviors import Behavior, PromptSet
 from excise.edit import Edit, random_control
 from excise.evaluation import Rate, Reference, Scores, behavior_rate_many, evaluate
 from excise.evaluation.comparison import compare
+from excise.evaluation.lengths import DRAWN_PROMPTS, DRAWS, report_tokens
 from excise.evaluation.paired import bootstrap_mean
 from excise.evaluation.reference import Divergence
 from excise.runs import key, writing
 from excise.seal import read_report
 from excise.stages import Job, digest
 
-REPORT_TOKENS = 512
-"""Tokens of a response in the report, unless it is told otherwise, or the behavior wants more."""
-
-DRAWS = 3
-"""Random directions that are tried as a control; the first on the whole report split."""
-
-DRAWN_PROMPTS = 32
-"""Prompts of each side that the further ones are tried on."""
-
 _SPREAD = ("rate", "kl_first")
-
-
-def report_tokens(behavior: Behavior, given: int | None = None) -> int:
-    """How long responses to target prompts may be in a report."""
-    return given or max(REPORT_TOKENS, behavior.max_tokens)
 
 
 def validate(job: Job, edit: Edit) -> dict[str, Any]:
