@@ -102,20 +102,25 @@ class Reads:
 
 
 def read_report(
-    directory: Path, *, digest: str, model: str, edit: str | None, command: str, settings: object = None
+    directory: Path | None, *, digest: str, model: str, edit: str | None, command: str, settings: object = None
 ) -> Reads:
     """Log that the report split is read for what is in `directory`, and tell which reads of it are known.
 
-    digest    of the prompts (`Splits.digest()`)
-    model     a hash of the base model
-    settings  JSON values that make the read another one where they differ
+    directory  None: of no run; then it is known by the folder that runs share alone
+    digest     of the prompts (`Splits.digest()`)
+    model      a hash of the base model
+    settings   JSON values that make the read another one where they differ
 
     The log is written before anything is measured: a measurement that was begun counts. Where the directory belongs to
     somebody else nothing is written. Raises `InputError` for a log that cannot be read, `DiskFullError`.
     """
     what = (digest, model, edit, command, settings)
     try:
-        current = _logged(directory, *what)
+        if directory is None:
+            current = _new(key(list(what)), None, *what[:-1])
+            _share(current)
+        else:
+            current = _logged(directory, *what)
     except OSError as error:
         if error.errno not in _NOT_OURS:
             raise
@@ -137,19 +142,20 @@ def _logged(directory: Path, digest: str, model: str, edit: str | None, command:
         return known[identity]
 
 
-def _new(identity: str, directory: Path, digest: str, model: str, edit: str | None, command: str) -> Read:
+def _new(identity: str, directory: Path | None, digest: str, model: str, edit: str | None, command: str) -> Read:
     now = datetime.now(UTC).isoformat(timespec="microseconds")
-    return Read(identity, digest, model, edit, command, directory.resolve().name, now)
+    return Read(identity, digest, model, edit, command, "" if directory is None else directory.resolve().name, now)
 
 
-def _collect(directory: Path, current: Read) -> Reads:
+def _collect(directory: Path | None, current: Read) -> Reads:
     """Every read of the same prompts, in here, beside here, and in the folder that runs share."""
-    found = {current.id: current}
-    parent = directory.resolve().parent
-    for path in (*parent.glob(f"*/{FILE}"), *_shared(current.digest)):
+    beside = [] if directory is None else directory.resolve().parent.glob(f"*/{FILE}")
+    found: dict[str, Read] = {}
+    for path in (*beside, *_shared(current.digest)):
         for each in _reads(_load_foreign(path)):
             if each.digest == current.digest:
                 found.setdefault(each.id, each)
+    current = found.setdefault(current.id, current)
     ordered = sorted(found.values(), key=lambda each: (each.when, each.id))
     same = tuple(each for each in ordered if each.model == current.model)
     return Reads(current, same, tuple(each for each in ordered if each.model != current.model))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +18,7 @@ from excise.behaviors import Behavior, Splits
 from excise.config import RunConfig
 from excise.directions import Directions
 from excise.edit import Edit
+from excise.edit.digest import digest
 from excise.errors import BehaviorNotShownError, InputError
 from excise.evaluation import behavior_rate
 from excise.find import find_directions
@@ -209,16 +208,3 @@ def probe_baking(job: Job) -> float | None:
         stage.save({"leak": leak})
     found: float | None = stage.load()["leak"]
     return found
-
-
-def digest(edit: Edit) -> str:
-    """A hash of what an edit does, whatever is recorded about it."""
-    text = [(site.writer.to_json(), [_described(change) for change in site.changes]) for site in edit.sites]
-    return hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _described(change: Any) -> list[Any]:
-    return [
-        hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest() if isinstance(value, torch.Tensor) else value
-        for value in vars(change).values()
-    ]

@@ -10,6 +10,7 @@ from typing import Any
 
 from excise.behaviors import Behavior, PromptSet
 from excise.edit import Edit, random_control
+from excise.edit.digest import digest
 from excise.evaluation import Rate, Reference, Scores, behavior_rate_many, evaluate
 from excise.evaluation.comparison import compare
 from excise.evaluation.lengths import DRAWN_PROMPTS, DRAWS, report_tokens
@@ -17,7 +18,7 @@ from excise.evaluation.paired import bootstrap_mean
 from excise.evaluation.reference import Divergence
 from excise.runs import key, writing
 from excise.seal import read_report
-from excise.stages import Job, digest
+from excise.stages import Job
 
 _SPREAD = ("rate", "kl_first")
 

@@ -67,6 +67,15 @@ def test_runs_that_share_a_cache_know_of_each_other(tmp_path: Path, monkeypatch:
     assert read(tmp_path / "c" / "three").number == 3
 
 
+def test_a_read_of_no_run_is_known_by_the_cache_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {"digest": PROMPTS, "model": "m", "edit": "e1", "command": "excise eval"}
+    assert read_report(None, **asked).number == 1
+    monkeypatch.setenv("EXCISE_CACHE", str(tmp_path / "cache"))
+    first = read_report(None, **asked)
+    assert read_report(None, **asked) == first
+    assert read(tmp_path / "run").number == 2
+
+
 def test_a_run_that_is_moved_or_copied_is_the_same_run(tmp_path: Path) -> None:
     first = read(tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "copy")

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from excise.behaviors import Behavior, Split, Splits
 from excise.behaviors.measures import Label
 from excise.edit import Edit
 from excise.errors import InputError
 from excise.evaluation.positions import Positions
-from excise.evaluation.rate import Rate, RateResult, behavior_rate
+from excise.evaluation.rate import Rate, RateResult, behavior_rate, label_responses
 from excise.evaluation.reference import Divergence, Reference
 from excise.evaluation.registry import Subject, ask, scorers
 from excise.model import EditableModel
 from excise.model.generate import Response
 from excise.progress import Progress, silent
+
+Side = Literal["target", "baseline"]
 
 MARKERS = "markers"
 """The labeller that every behavior has: its own detectors."""
@@ -82,6 +84,7 @@ def evaluate(
     tokens: int = 32,
     batch_size: int | None = None,
     baseline: bool = True,
+    known: Mapping[Side, Sequence[Response]] | None = None,
     seed: int = 0,
     offline: bool = False,
     progress: Progress = silent,
@@ -93,6 +96,7 @@ def evaluate(
     max_tokens  per response; None: the behavior's own
     target_tokens  per response to a target prompt, where those may be longer than others
     tokens      of the base model's continuations that the divergence covers
+    known       responses of this very model and edit that are there already, to the target or the baseline prompts
     baseline    whether the behavior's rate on baseline prompts is measured too
 
     Raises `BehaviorError`, `PromptError`, `EditMismatchError`, `ModelError`, `ScorerError`, `InputError`.
@@ -111,14 +115,17 @@ def evaluate(
 
     longest = target_tokens or max_tokens or loaded.max_tokens
 
-    def rate_on(some: tuple[str, ...], most: int | None) -> RateResult:
+    def rate_on(side: Side, most: int | None) -> RateResult:
+        some = prompts.target if side == "target" else prompts.baseline
+        if known is not None and side in known:
+            return label_responses(known[side], loaded, model.template)
         return behavior_rate(model, some, loaded, max_tokens=most, batch_size=batch_size, progress=progress)
 
     subject = Subject(model, loaded, prompts, reference, max_tokens, batch_size, progress)
     with model.edited(edit) if edit is not None else nullcontext():
         divergence = reference.compare(model, progress=progress)
-        target = rate_on(prompts.target, longest)
-        other = rate_on(prompts.baseline, max_tokens) if baseline else None
+        target = rate_on("target", longest)
+        other = rate_on("baseline", max_tokens) if baseline else None
         others = {key: value for name in scorers() for key, value in ask(name, subject).items()}
     return Scores(
         rate=target.rate,

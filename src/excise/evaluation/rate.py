@@ -160,15 +160,17 @@ def behavior_rate_each(
         groups=population.groups(count, edits=chosen),
         progress=progress,
     )
-    inside = model.template.opens_thinking(thinking=behavior.thinking)
-    answers = [answer_of(response.text, model.template, inside=inside) for response in responses]
+    parts = [responses[place * count : (place + 1) * count] for place in range(len(chosen))]
+    return [label_responses(part, behavior, model.template) for part in parts]
+
+
+def label_responses(responses: Sequence[Response], behavior: Behavior, template: ChatTemplate) -> RateResult:
+    """The rate over responses that are there already, by the behavior's detectors."""
+    inside = template.opens_thinking(thinking=behavior.thinking)
+    answers = [answer_of(response.text, template, inside=inside) for response in responses]
     labels = tuple(label_response(answer, behavior) for answer in answers)
-    thinking = tuple(model.template.is_thinking(response.text, inside=inside) for response in responses)
-    parts = [slice(place * count, (place + 1) * count) for place in range(len(chosen))]
-    return [
-        RateResult(Rate.of(labels[part], thinking[part]), tuple(responses[part]), labels[part], thinking[part])
-        for part in parts
-    ]
+    thinking = tuple(template.is_thinking(response.text, inside=inside) for response in responses)
+    return RateResult(Rate.of(labels, thinking), tuple(responses), labels, thinking)
 
 
 def answer_of(text: str, template: ChatTemplate, *, inside: bool = False) -> str:

@@ -138,6 +138,25 @@ class Reference:
         )
         return cls(rows, responses, store, places, size)
 
+    @classmethod
+    def of(
+        cls,
+        model: TextModel,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Response],
+        logits: Sequence[Float[Tensor, "token vocab"]],
+        *,
+        batch_size: int | None = None,
+        memory: int = 2 << 30,
+    ) -> Reference:
+        """What was measured before, from token ids, responses, and the logits along each of them."""
+        tokens = max(len(response.tokens) for response in responses)
+        longest = max(len(row) for row in prompts) + tokens
+        store = TensorStore(memory)
+        places = {index: store.append(each.to(model.device)) for index, each in enumerate(logits)}
+        size = batch_size or rows_that_fit(model, tokens=longest, positions=tokens)
+        return cls(prompts, responses, store, places, size)
+
     def first(self, count: int) -> Reference:
         """The same of the first prompts alone; nothing is measured or copied."""
         return Reference(self.prompts[:count], self.responses[:count], self._logits, self._places, self._batch_size)

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from excise.report import figures, headline, layer_figures, proof, scores, subject, technique
+from excise.report import figures, headline, layer_figures, paired, proof, scores, subject, technique
 from excise.report.palette import COLOURS, dark_partners
 from excise.report.record import Record
 
@@ -31,12 +31,12 @@ def render(result: Record) -> str:
     }
     plotly = get_plotlyjs().replace("\r", "") if any(pictures.values()) else ""
     script = _asset("report.js")
-    return _template().render(
+    return template("report.html.j2").render(
         **_words(result),
         **_tables(result),
         **pictures,
-        policy=_policy(plotly, script),
-        style=Markup(_colours() + _asset("report.css")),
+        policy=policy(plotly, script),
+        style=style(),
         palette=script_json(dark_partners()),
         plotly=Markup(plotly),
         script=Markup(script),
@@ -52,12 +52,13 @@ def script_json(value: object) -> Markup:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page of the package's assets; what is put into it is escaped."""
     environment = Environment(
         loader=PackageLoader("excise.report", "assets"), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["script_json"] = script_json
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _words(result: Record) -> dict[str, object]:
@@ -78,6 +79,7 @@ def _words(result: Record) -> dict[str, object]:
         "command": subject.command(result),
         "excise_version": result.text("versions", "excise"),
         "agreement": scores.agreement(result),
+        "notes": paired.notes(result),
         "settings": proof.settings(result),
         "versions": proof.versions(result),
         "digests": proof.digests(result),
@@ -85,7 +87,17 @@ def _words(result: Record) -> dict[str, object]:
 
 
 def _tables(result: Record) -> dict[str, object]:
+    columns = {"Before": result.record("before"), "After": result.record("after")}
+    thinking = {"Before": result.record("thinking", "before"), "After": result.record("thinking", "after")}
     return {
+        "compared": paired.differences(result.record("comparison")),
+        "looks": paired.looks(columns),
+        "onsets": paired.onsets(columns),
+        "draws": paired.draws(result.record("controls", "random_direction")),
+        "thinking": scores.rates(result.record("thinking")),
+        "thinking_compared": paired.differences(result.record("thinking", "comparison")),
+        "thinking_looks": paired.looks(thinking),
+        "thinking_onsets": paired.onsets(thinking),
         "truth": scores.truth(result),
         "rates": scores.rates(result),
         "distance": scores.distance(result),
@@ -103,17 +115,23 @@ def _asset(name: str) -> str:
     return files("excise.report").joinpath("assets", name).read_text(encoding="utf-8").replace("\r", "")
 
 
+def style() -> Markup:
+    """The style sheet of every page."""
+    return Markup(_colours() + _asset("report.css"))
+
+
 def _colours() -> str:
     """The palette as CSS variables; paper is light."""
     light, dark = ("".join(f"--{purpose}:{pair[index]};" for purpose, pair in COLOURS.items()) for index in range(2))
     return f":root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n"
 
 
-def _policy(*scripts: str) -> str:
+def policy(*scripts: str) -> str:
     """No request to anywhere; only these scripts run."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
         for script in scripts
         if script
     )
-    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:"
+    allowed = hashes or "'none'"
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
