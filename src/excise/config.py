@@ -81,12 +81,25 @@ class RunConfig(BaseModel):
         group="data",
     )
     system: str | None = _setting(None, "System turn of every prompt.", group="data")
-    thinking: bool = _setting(False, "Let thinking models think before they answer.", group="data")
+    thinking: Literal["off", "on", "both"] | None = _setting(
+        None,
+        "Let thinking models think before they answer: off, on, or both, where the search is without and the report is "
+        "made with and without; --thinking alone: on; by default as the behavior says, mostly off.",
+        group="data",
+    )
     splits: tuple[int, int, int, int] = _setting(
         (128, 50, 50, 100), "Prompts per side to fit, tune, select and report on, at most.", group="data"
     )
     max_tokens: int | None = _setting(
         None, "Tokens of a response to generate when measuring; by default the behavior's own.", group="data", gt=0
+    )
+    report_tokens: int | None = _setting(
+        None,
+        "Tokens of a response to a target prompt to generate for the report; by default 512, or the behavior's own "
+        "where that is more.",
+        group="data",
+        gt=0,
+        shapes_result=False,
     )
     batch_size: int | None = _setting(
         None, "Prompts per batch; by default chosen, and halved when memory runs out.", group="data", gt=0,
@@ -145,6 +158,11 @@ class RunConfig(BaseModel):
         None, "Directory of the run; by default runs/MODEL-BEHAVIOR.", group="output", shapes_result=False
     )
     bake: bool = _setting(True, "Write the edited model.", group="output", shapes_result=False)
+
+    @field_validator("thinking", mode="before")
+    @classmethod
+    def _thinking_as_a_switch(cls, value: object) -> object:
+        return ("on" if value else "off") if isinstance(value, bool) else value
 
     @field_validator("splits", mode="before")
     @classmethod

@@ -20,6 +20,7 @@ from excise.report import write_report
 from excise.runs import RunDirectory, write_json
 from excise.search import Axes, method_named, search
 from excise.stages import GroundTruth, Job
+from excise.validation import validate
 
 
 def run(
@@ -81,7 +82,7 @@ def run(
             )
             front = stages.save_edits(job, found)
         with job.timed("report"):
-            scores = stages.score(job, found.best)
+            scores = validate(job, found.best)
             truth = stages.measure_truth(job, found.best, ground_truth) if ground_truth else {}
         baked: dict[str, Any] = {}
         if config.bake:

@@ -68,6 +68,7 @@ def assemble(
         "warnings": [
             *job.model.template.warnings,
             *job.warnings,
+            *([] if scores["seal"]["unseen"] else [scores["seal"]["note"]]),
             *_packed(job),
             *found.notes,
             *([] if found.satisfied else [found.reason]),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,18 +14,19 @@ import torch
 from excise.bake import bake, baked_leak, verify
 from excise.bake.source import Source
 from excise.bake.staging import check_room
-from excise.behaviors import Behavior, PromptSet, Splits
+from excise.behaviors import Behavior, Splits
 from excise.config import RunConfig
 from excise.directions import Directions
-from excise.edit import Edit, random_control
+from excise.edit import Edit
+from excise.edit.digest import digest
 from excise.errors import BehaviorNotShownError, InputError
-from excise.evaluation import Reference, Scores, behavior_rate, evaluate
+from excise.evaluation import behavior_rate
 from excise.find import find_directions
 from excise.model import EditableModel, Survey
 from excise.model.checkpoint import Checkpoint
 from excise.model.weights import is_quantised
 from excise.progress import Progress, tell
-from excise.runs import RunDirectory, Stage, writing
+from excise.runs import RunDirectory, Stage
 from excise.search import SearchResult
 from excise.search.cost import forecast as cost
 
@@ -132,6 +130,7 @@ def forecast(job: Job) -> None:
             budget=job.config.budget,
             trials=job.config.trials,
             seconds=job.config.seconds,
+            report_tokens=job.config.report_tokens,
             bake=job.config.bake,
             spent=job.seconds,
         )
@@ -168,43 +167,6 @@ def save_edits(job: Job, found: SearchResult) -> list[dict[str, Any]]:
         front.append({**point.to_json(), "edit": name, "chosen": chosen, "parameters": dict(point.parameters)})
     found.best.save(job.directory.path / "edit.safetensors")
     return front
-
-
-def score(job: Job, edit: Edit) -> dict[str, Any]:
-    """Before, after and controls on the report split, which is read here and nowhere else; once per edit."""
-    stage = job.stage("report", edit=digest(edit))
-    if not stage.done:
-        prompts = job.splits.report
-        reference = Reference.measure(
-            job.model, prompts.baseline, job.behavior, batch_size=job.config.batch_size, progress=job.progress
-        )
-
-        def measured(change: Edit | None, *, baseline: bool = False) -> Scores:
-            return evaluate(
-                job.model,
-                job.behavior,
-                edit=change,
-                split="report",
-                splits=job.splits,
-                reference=reference,
-                batch_size=job.config.batch_size,
-                baseline=baseline,
-                progress=job.progress,
-            )
-
-        before, after = measured(None, baseline=True), measured(edit, baseline=True)
-        random = measured(random_control(edit, job.model.survey, seed=job.config.seed))
-        no_op = measured(Edit.empty(job.model.survey))
-        _save_responses(stage.path("responses.jsonl"), prompts, before, after)
-        stage.save(
-            {
-                "before": before.to_json(),
-                "after": after.to_json(),
-                "controls": {"no_op": no_op.to_json(), "random_direction": random.to_json()},
-            }
-        )
-    value: dict[str, Any] = stage.load()
-    return value
 
 
 def measure_truth(job: Job, edit: Edit, ground_truth: GroundTruth) -> dict[str, list[float]]:
@@ -246,28 +208,3 @@ def probe_baking(job: Job) -> float | None:
         stage.save({"leak": leak})
     found: float | None = stage.load()["leak"]
     return found
-
-
-def digest(edit: Edit) -> str:
-    """A hash of what an edit does, whatever is recorded about it."""
-    text = [(site.writer.to_json(), [_described(change) for change in site.changes]) for site in edit.sites]
-    return hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _described(change: Any) -> list[Any]:
-    return [
-        hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest() if isinstance(value, torch.Tensor) else value
-        for value in vars(change).values()
-    ]
-
-
-def _save_responses(path: Path, prompts: PromptSet, before: Scores, after: Scores) -> None:
-    sides = (
-        ("target", prompts.target, before.responses, after.responses),
-        ("baseline", prompts.baseline, before.baseline_responses, after.baseline_responses),
-    )
-    with writing(path) as scratch, scratch.open("w", encoding="utf-8") as file:
-        for side, asked, base, edited in sides:
-            for prompt, one, other in zip(asked, base, edited, strict=True):
-                row = {"side": side, "prompt": prompt, "before": one.text, "after": other.text}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import excise
-from excise import stages
+from excise import stages, validation
 from excise.demo import MODEL_PATH
 from excise.demo.ground_truth import ground_truth
 from excise.edit import Edit
@@ -106,8 +106,9 @@ def test_a_finished_run_is_not_run_again(
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
-    for name in ("evaluate", "find_directions", "behavior_rate", "bake"):
+    for name in ("find_directions", "behavior_rate", "bake"):
         monkeypatch.setattr(stages, name, forbidden)
+    monkeypatch.setattr(validation, "evaluate", forbidden)
     again = excise.run(
         str(MODEL_PATH), behavior=f"demo:{result['behavior']}", out=copy, trials=TRIALS, ground_truth=ground_truth
     )

@@ -42,7 +42,7 @@ def trial(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         assert isinstance(outcome, Outcome)
         return outcome
 
-    cli.app.command("trial")(options.COMMANDS["trial"])
+    cli.app.command("trial", cls=options.Command)(options.COMMANDS["trial"])
     return seen
 
 
@@ -96,12 +96,40 @@ def test_flags_reach_the_settings(trial: dict[str, Any]) -> None:
     assert (config.bake, config.force, config.thinking, config.max_rate, config.norm) == (
         False,
         True,
-        False,
+        None,
         0.1,
         "column",
     )
     assert (config.budget, trial["extra"]) == ("standard", 7)
     assert result.stdout == "all is [well]\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ("--thinking m", "on"),
+        ("m --thinking", "on"),
+        ("m --thinking --force", "on"),
+        ("--thinking off m", "off"),
+        ("m --thinking both", "both"),
+        ("m --thinking=both", "both"),
+    ],
+)
+def test_thinking_is_a_switch_and_a_choice(trial: dict[str, Any], words: str, value: str) -> None:
+    result = call("trial", *words.split())
+    assert result.exit_code == 0, result.output
+    assert (trial["config"].model, trial["config"].thinking) == ("m", value)
+    assert call("trial", "m", "--thinking=often").exit_code == 2
+
+
+@pytest.mark.parametrize(("written", "value"), [("true", "on"), ("false", "off"), ('"both"', "both")])
+def test_thinking_in_a_file_may_be_true_or_false(
+    trial: dict[str, Any], tmp_path: Path, written: str, value: str
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(f'model = "a"\nthinking = {written}\n', encoding="utf-8")
+    assert call("trial", "--config", str(file)).exit_code == 0
+    assert trial["config"].thinking == value
 
 
 def test_flags_go_before_the_file(trial: dict[str, Any], tmp_path: Path) -> None:

@@ -50,4 +50,10 @@ def test_rate_counts_labels() -> None:
     assert rate.labels == {"behavior": 1, "deflect": 0, "degenerate": 1, "comply": 2}
     assert rate.interval == wilson(1, 4)
     assert Rate.of([]).value == 0.0
-    assert set(rate.to_json()) == {"rate", "rate_interval", "labels"}
+    assert set(rate.to_json()) == {"rate", "rate_interval", "labels", "unfinished_thinking"}
+
+
+def test_what_never_stops_thinking_has_no_label() -> None:
+    rate = Rate.of(["behavior", "degenerate", "degenerate", "comply"], [False, True, False, False])
+    assert rate.labels == {"behavior": 1, "deflect": 0, "degenerate": 1, "comply": 1}
+    assert (rate.unfinished_thinking, rate.total, rate.value) == (1, 4, 0.25)

@@ -141,7 +141,7 @@ class Behavior(BaseModel):
             column=config.column,
             markers=config.marker,
             system=config.system,
-            thinking=config.thinking or None,
+            thinking=None if config.thinking is None else config.thinking == "on",
             max_tokens=config.max_tokens,
         )
 

@@ -8,7 +8,7 @@ import typer
 
 from excise import __version__
 from excise.cli import audit, bake, behaviors, chat, demo, doctor, eval, find, inspect, run, search, verify
-from excise.cli.options import COMMANDS
+from excise.cli.options import COMMANDS, Command
 
 __all__ = ["app", "main"]
 
@@ -25,7 +25,7 @@ app = typer.Typer(
 
 for _module in _ORDER:
     _name = _module.__name__.rpartition(".")[2]
-    app.command(_name)(COMMANDS[_name])
+    app.command(_name, cls=Command)(COMMANDS[_name])
 
 
 def _version(value: bool) -> bool:

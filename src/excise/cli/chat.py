@@ -32,7 +32,7 @@ def chat(
     model = session.load_model(config)
 
     def answer(text: str) -> str:
-        return str(model.chat(text, system=config.system, thinking=config.thinking, max_tokens=tokens))
+        return str(model.chat(text, system=config.system, thinking=config.thinking == "on", max_tokens=tokens))
 
     turns: list[dict[str, Any]] = []
     for said in message or _asked():

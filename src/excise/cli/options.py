@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
 import typer
+from typer.core import TyperCommand
 
 from excise.cli.session import USAGE, Outcome, Session, execute, fail, quiet_imported_libraries, quiet_libraries
 from excise.config import Group, RunConfig, describe
@@ -19,10 +20,31 @@ COMMANDS: dict[str, Callable[..., None]] = {}
 
 Configure = Callable[..., RunConfig]
 
+_SWITCHES = {"--thinking": ("off", "on", "both")}
+"""Options that may stand without a value, which then is `on`, and the values that they take."""
+
 _POSITIONAL = "model"
 _FILE = Annotated[Path | None, typer.Option("--config", help="TOML file with settings, one per line; flags go first.")]
 _JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 _DEBUG = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries log.")]
+
+
+class Command(TyperCommand):
+    """A command whose `--thinking` may stand alone, for `--thinking on`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Write out the values that are left out, then parse as ever."""
+        return super().parse_args(ctx, list(_with_values(args)))
+
+
+def _with_values(args: Sequence[str]) -> Iterator[str]:
+    for place, word in enumerate(args):
+        if word == "--":
+            yield from args[place:]
+            return
+        yield word
+        if word in _SWITCHES and args[place + 1 : place + 2] not in [[value] for value in _SWITCHES[word]]:
+            yield "on"
 
 
 def settings(*groups: Group, but: Sequence[str] = ()) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from excise.cli.comparisons import comparison_lines, positions_table
 from excise.cli.options import command, settings
 from excise.cli.progress import duration
 from excise.cli.session import Outcome, Session
@@ -35,6 +36,11 @@ def told(result: Mapping[str, Any]) -> list[RenderableType]:
     parts: list[RenderableType] = [
         heading(f"{result['model']}: {result['behavior']}"),
         score_table({"before": result["before"], "after": result["after"]}),
+        *comparison_lines(result.get("comparison", {}), "before to after"),
+        positions_table({"before": result["before"], "after": result["after"]}),
+        *_thinking(result),
+        *_random(result),
+        *([line(result["seal"]["note"])] if result.get("seal") else []),
         heading("Front"),
         front_table(result["front"]),
         line(""),
@@ -61,6 +67,24 @@ def missed(result: Mapping[str, Any], config: RunConfig) -> tuple[str, ...]:
         if not check["passed"]:
             found.append(f"{check['name']}: {check['detail']}")
     return tuple(found)
+
+
+def _thinking(result: Mapping[str, Any]) -> list[RenderableType]:
+    """The same with thinking switched on, where that was measured."""
+    found = result.get("thinking")
+    if not found:
+        return []
+    sides = {"before": found["before"], "after": found["after"]}
+    compared = comparison_lines(found["comparison"], "before to after")
+    return [heading("With thinking"), score_table(sides), *compared, positions_table(sides)]
+
+
+def _random(result: Mapping[str, Any]) -> list[RenderableType]:
+    draws = result.get("controls", {}).get("random_direction", {}).get("draws", ())
+    if not draws:
+        return []
+    each = ", ".join(f"{draw['rate']:.1%} of {draw['prompts'][0]}" for draw in draws)
+    return [line(f"random directions in its place leave {each}")]
 
 
 def _baked(result: Mapping[str, Any]) -> str:

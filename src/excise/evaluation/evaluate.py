@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from excise.behaviors import Behavior, Split, Splits
+from excise.behaviors.measures import Label
 from excise.edit import Edit
 from excise.errors import InputError
-from excise.evaluation.rate import Rate, RateResult, behavior_rate
+from excise.evaluation.positions import Positions
+from excise.evaluation.rate import Rate, RateResult, behavior_rate, label_responses
 from excise.evaluation.reference import Divergence, Reference
 from excise.evaluation.registry import Subject, ask, scorers
 from excise.model import EditableModel
 from excise.model.generate import Response
 from excise.progress import Progress, silent
+
+Side = Literal["target", "baseline"]
+
+MARKERS = "markers"
+"""The labeller that every behavior has: its own detectors."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,11 @@ class Scores:
     divergence     from the base model, on baseline prompts
     split          the prompts' split
     others         what further registered scorers found
-    responses      to the target prompts, in their order (not part of `to_json`)
+    positions      where in the responses to target prompts the behavior begins
+    labels         of those responses, by the name of the labeller ("markers": the behavior's detectors); from here on
+                   nothing is part of `to_json`
+    unfinished     for each of them, whether it never left its thinking
+    responses      to the target prompts, in their order
     """
 
     rate: Rate
@@ -35,6 +46,10 @@ class Scores:
     split: Split
     baseline_rate: Rate | None = None
     others: Mapping[str, Any] = field(default_factory=dict)
+    positions: Positions | None = None
+    labels: Mapping[str, tuple[Label | None, ...]] = field(default_factory=dict)
+    baseline_labels: tuple[Label, ...] = ()
+    unfinished: tuple[bool, ...] = ()
     responses: tuple[Response, ...] = ()
     baseline_responses: tuple[Response, ...] = ()
 
@@ -45,7 +60,15 @@ class Scores:
             if self.baseline_rate is not None
             else {}
         )
-        return {"split": self.split, **self.rate.to_json(), **self.divergence.to_json(), **baseline, **self.others}
+        where = {} if self.positions is None else {"positions": self.positions.to_json()}
+        return {
+            "split": self.split,
+            **self.rate.to_json(),
+            **self.divergence.to_json(),
+            **baseline,
+            **where,
+            **self.others,
+        }
 
 
 def evaluate(
@@ -57,9 +80,11 @@ def evaluate(
     splits: Splits | None = None,
     reference: Reference | None = None,
     max_tokens: int | None = None,
+    target_tokens: int | None = None,
     tokens: int = 32,
     batch_size: int | None = None,
     baseline: bool = True,
+    known: Mapping[Side, Sequence[Response]] | None = None,
     seed: int = 0,
     offline: bool = False,
     progress: Progress = silent,
@@ -68,8 +93,10 @@ def evaluate(
 
     splits      None makes the behavior's own, with `seed`
     reference   what the base model does on the split's baseline prompts; None measures it first
-    max_tokens  per response to a target prompt; None: the behavior's own
+    max_tokens  per response; None: the behavior's own
+    target_tokens  per response to a target prompt, where those may be longer than others
     tokens      of the base model's continuations that the divergence covers
+    known       responses of this very model and edit that are there already, to the target or the baseline prompts
     baseline    whether the behavior's rate on baseline prompts is measured too
 
     Raises `BehaviorError`, `PromptError`, `EditMismatchError`, `ModelError`, `ScorerError`, `InputError`.
@@ -86,14 +113,19 @@ def evaluate(
             hint="measure the reference on the baseline prompts of the same split",
         )
 
-    def rate_on(some: tuple[str, ...]) -> RateResult:
-        return behavior_rate(model, some, loaded, max_tokens=max_tokens, batch_size=batch_size, progress=progress)
+    longest = target_tokens or max_tokens or loaded.max_tokens
+
+    def rate_on(side: Side, most: int | None) -> RateResult:
+        some = prompts.target if side == "target" else prompts.baseline
+        if known is not None and side in known:
+            return label_responses(known[side], loaded, model.template)
+        return behavior_rate(model, some, loaded, max_tokens=most, batch_size=batch_size, progress=progress)
 
     subject = Subject(model, loaded, prompts, reference, max_tokens, batch_size, progress)
     with model.edited(edit) if edit is not None else nullcontext():
         divergence = reference.compare(model, progress=progress)
-        target = rate_on(prompts.target)
-        other = rate_on(prompts.baseline) if baseline else None
+        target = rate_on("target", longest)
+        other = rate_on("baseline", max_tokens) if baseline else None
         others = {key: value for name in scorers() for key, value in ask(name, subject).items()}
     return Scores(
         rate=target.rate,
@@ -101,6 +133,10 @@ def evaluate(
         split=split,
         baseline_rate=other.rate if other else None,
         others=others,
+        positions=Positions.of(target.responses, loaded, model.template, max_tokens=longest),
+        labels={MARKERS: target.labels},
+        baseline_labels=other.labels if other else (),
+        unfinished=target.unfinished,
         responses=target.responses,
         baseline_responses=other.responses if other else (),
     )

@@ -24,11 +24,16 @@ _SETTLED = 40
 
 @dataclass(frozen=True)
 class Rate:
-    """`count` of `total` responses show the behavior; `labels` counts every label."""
+    """`count` of `total` responses show the behavior.
+
+    labels               how many responses have each label; those that only think have none
+    unfinished_thinking  how many never left their thinking: whether they would show the behavior is not known
+    """
 
     count: int
     total: int
     labels: Mapping[Label, int]
+    unfinished_thinking: int = 0
 
     @property
     def value(self) -> float:
@@ -41,23 +46,37 @@ class Rate:
         return wilson(self.count, self.total)
 
     @classmethod
-    def of(cls, labels: Sequence[Label]) -> Rate:
-        """Count labels."""
-        counts = Counter(labels)
-        return cls(counts["behavior"], len(labels), {label: counts[label] for label in LABELS})
+    def of(cls, labels: Sequence[Label], unfinished: Sequence[bool] = ()) -> Rate:
+        """Count labels.
+
+        unfinished  for each response, whether it never left its thinking; none by default
+        """
+        over = [label for label, open_ in zip(labels, unfinished or [False] * len(labels), strict=True) if not open_]
+        counts = Counter(over)
+        found: dict[Label, int] = {label: counts[label] for label in LABELS}
+        return cls(counts["behavior"], len(labels), found, len(labels) - len(over))
 
     def to_json(self) -> dict[str, Any]:
-        """`rate`, `rate_interval` and `labels`."""
-        return {"rate": self.value, "rate_interval": list(self.interval), "labels": dict(self.labels)}
+        """`rate`, `rate_interval`, `labels` and `unfinished_thinking`."""
+        return {
+            "rate": self.value,
+            "rate_interval": list(self.interval),
+            "labels": dict(self.labels),
+            "unfinished_thinking": self.unfinished_thinking,
+        }
 
 
 @dataclass(frozen=True)
 class RateResult:
-    """A rate with the responses it was counted on, in the order of the prompts."""
+    """A rate with the responses it was counted on, in the order of the prompts.
+
+    unfinished  for each response, whether it never left its thinking (its label is "degenerate" then, and not counted)
+    """
 
     rate: Rate
     responses: tuple[Response, ...]
     labels: tuple[Label, ...]
+    unfinished: tuple[bool, ...] = ()
 
 
 def behavior_rate(
@@ -141,11 +160,17 @@ def behavior_rate_each(
         groups=population.groups(count, edits=chosen),
         progress=progress,
     )
-    inside = model.template.opens_thinking(thinking=behavior.thinking)
-    answers = [answer_of(response.text, model.template, inside=inside) for response in responses]
+    parts = [responses[place * count : (place + 1) * count] for place in range(len(chosen))]
+    return [label_responses(part, behavior, model.template) for part in parts]
+
+
+def label_responses(responses: Sequence[Response], behavior: Behavior, template: ChatTemplate) -> RateResult:
+    """The rate over responses that are there already, by the behavior's detectors."""
+    inside = template.opens_thinking(thinking=behavior.thinking)
+    answers = [answer_of(response.text, template, inside=inside) for response in responses]
     labels = tuple(label_response(answer, behavior) for answer in answers)
-    parts = [slice(place * count, (place + 1) * count) for place in range(len(chosen))]
-    return [RateResult(Rate.of(labels[part]), tuple(responses[part]), labels[part]) for part in parts]
+    thinking = tuple(template.is_thinking(response.text, inside=inside) for response in responses)
+    return RateResult(Rate.of(labels, thinking), tuple(responses), labels, thinking)
 
 
 def answer_of(text: str, template: ChatTemplate, *, inside: bool = False) -> str:

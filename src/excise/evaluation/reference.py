@@ -6,7 +6,7 @@ KL is KL(base‖edited) in nats, in fp32 from raw logits over the whole vocabula
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp
 from typing import Any
 
@@ -40,12 +40,16 @@ class Divergence:
     sequence          mean KL over the continuation's tokens, per prompt
     top1              share of continuation tokens that are still the most likely one
     perplexity_ratio  perplexity of the continuations, edited over base; 1 means unchanged
+    first_each        what `first` sums up, in the order of the prompts (not part of `to_json`)
+    sequence_each     the same for `sequence`
     """
 
     first: Summary
     sequence: Summary
     top1: float
     perplexity_ratio: float
+    first_each: tuple[float, ...] = field(default=(), repr=False, compare=False)
+    sequence_each: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """`kl_first`, `kl_sequence`, `top1` and `perplexity_ratio`."""
@@ -134,6 +138,29 @@ class Reference:
         )
         return cls(rows, responses, store, places, size)
 
+    @classmethod
+    def of(
+        cls,
+        model: TextModel,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Response],
+        logits: Sequence[Float[Tensor, "token vocab"]],
+        *,
+        batch_size: int | None = None,
+        memory: int = 2 << 30,
+    ) -> Reference:
+        """What was measured before, from token ids, responses, and the logits along each of them."""
+        tokens = max(len(response.tokens) for response in responses)
+        longest = max(len(row) for row in prompts) + tokens
+        store = TensorStore(memory)
+        places = {index: store.append(each.to(model.device)) for index, each in enumerate(logits)}
+        size = batch_size or rows_that_fit(model, tokens=longest, positions=tokens)
+        return cls(prompts, responses, store, places, size)
+
+    def first(self, count: int) -> Reference:
+        """The same of the first prompts alone; nothing is measured or copied."""
+        return Reference(self.prompts[:count], self.responses[:count], self._logits, self._places, self._batch_size)
+
     def logits(self, index: int) -> Float[Tensor, "token vocab"]:
         """The base model's raw logits along the response to one prompt, wherever they are kept."""
         return self._logits[self._places[index]]
@@ -209,4 +236,11 @@ def _summarise(rows: Sequence[_Tokens]) -> Divergence:
     sequence = torch.stack([row.kl.mean() for row in rows])
     same = torch.cat([row.same_top for row in rows]).double().mean().item()
     loss = torch.cat([row.loss_edited.double() - row.loss_base.double() for row in rows]).mean().item()
-    return Divergence(Summary.of(first), Summary.of(sequence), same, exp(min(loss, 700.0)))
+    return Divergence(
+        Summary.of(first),
+        Summary.of(sequence),
+        same,
+        exp(min(loss, 700.0)),
+        first_each=tuple(first.tolist()),
+        sequence_each=tuple(sequence.tolist()),
+    )

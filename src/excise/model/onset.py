@@ -16,10 +16,17 @@ def onset_token(response: Response, behavior: Behavior, template: ChatTemplate, 
     character = behavior.find_onset(response.text[start:])
     if character is None:
         return None
-    low, high = 0, len(response.tokens) - 1
+    return token_at(response, start + character, template)
+
+
+def token_at(response: Response, character: int, template: ChatTemplate) -> int:
+    """Index of the response token that the character at this index of the text is in; the last one for the end."""
+    if character == 0:
+        return 0
+    low, high = 0, max(len(response.tokens) - 1, 0)
     while low < high:
         middle = (low + high) // 2
-        if len(template.decode(response.tokens[: middle + 1])) > start + character:
+        if len(template.decode(response.tokens[: middle + 1])) > character:
             high = middle
         else:
             low = middle + 1

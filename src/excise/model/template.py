@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jinja2.exceptions import TemplateError
 
 from excise.errors import ModelError
-from excise.model.thinking import ThinkingTags, tags_in_template
+from excise.model.thinking import ThinkingTags, is_open, tags_in_template
 
 SystemRole = Literal["native", "folded", "omitted"]
 Message = dict[str, Any]
@@ -91,6 +91,10 @@ class ChatTemplate:
     def answer_start(self, text: str, *, inside: bool = False) -> int:
         """Index in a response where the answer begins, after the model's thinking (see `ThinkingTags`)."""
         return self.tags.answer_start(text, inside=inside) if self.tags else 0
+
+    def is_thinking(self, text: str, *, inside: bool = False) -> bool:
+        """Whether a response never leaves its thinking: there is no answer. `inside` as for `answer_start`."""
+        return self.tags.is_open(text, inside=inside) if self.tags else is_open(text)
 
     def opens_thinking(self, *, thinking: bool) -> bool:
         """Whether a rendered prompt ends inside an open thinking segment."""

@@ -30,8 +30,11 @@ class ThinkingTags:
         closed = text.rfind(self.closing)
         if closed >= 0:
             return _skip_space(text, closed + len(self.closing))
-        opened = inside or text.lstrip().startswith(self.opening)
-        return len(text) if opened else 0
+        return len(text) if self.is_open(text, inside=inside) else 0
+
+    def is_open(self, text: str, *, inside: bool = False) -> bool:
+        """Whether `text` is thinking that never ends. `inside` as for `answer_start`."""
+        return self.closing not in text and (inside or text.lstrip().startswith(self.opening))
 
 
 THINK = ThinkingTags("<think>", "</think>", "<think>\n\n</think>\n\n")
@@ -59,6 +62,11 @@ def tags_in_template(source: str) -> ThinkingTags | None:
 def answer_start(text: str) -> int:
     """Index where the answer begins in the response of an unknown model: after any common thinking segment."""
     return max(tags.answer_start(text) for tags in COMMON_TAGS)
+
+
+def is_open(text: str) -> bool:
+    """Whether the response of an unknown model is thinking, in any common segment, that never ends."""
+    return any(tags.is_open(text) for tags in COMMON_TAGS)
 
 
 def _skip_space(text: str, index: int) -> int:

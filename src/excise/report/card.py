@@ -8,7 +8,7 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from excise.report import headline, proof, scores, subject, technique
+from excise.report import headline, paired, proof, scores, subject, technique
 from excise.report.record import Record
 from excise.report.table import Table
 
@@ -25,7 +25,14 @@ def render(result: Record) -> str:
         behavior=subject.behavior_name(result),
         lead=headline.lead(result),
         technique=technique.technique(result),
-        tables=[scores.rates(result), scores.truth(result), scores.distance(result), scores.controls(result)],
+        tables=[
+            scores.rates(result),
+            paired.differences(result.record("comparison")),
+            scores.truth(result),
+            scores.distance(result),
+            scores.controls(result),
+        ],
+        notes=paired.notes(result),
         agreement=scores.agreement(result),
         proofs=headline.headlines(result)[2:],
         checks=proof.checks(result),

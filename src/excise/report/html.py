@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from excise.report import figures, headline, layer_figures, proof, scores, subject, technique
+from excise.report import figures, headline, layer_figures, paired, proof, scores, subject, technique
 from excise.report.palette import COLOURS, dark_partners
 from excise.report.record import Record
 
@@ -46,8 +46,8 @@ def page(template: str, drawn: Sequence[figures.Figure], **content: object) -> s
     return _template(template).render(
         **content,
         figures=drawn,
-        policy=_policy(plotly, script),
-        style=Markup(_colours() + _asset("report.css")),
+        policy=_policy(plotly, script if drawn else ""),
+        style=_style(),
         palette=script_json(dark_partners()),
         plotly=Markup(plotly),
         script=Markup(script),
@@ -89,6 +89,7 @@ def _words(result: Record) -> dict[str, object]:
         "command": subject.command(result),
         "excise_version": result.text("versions", "excise"),
         "agreement": scores.agreement(result),
+        "notes": paired.notes(result),
         "settings": proof.settings(result),
         "versions": proof.versions(result),
         "digests": proof.digests(result),
@@ -96,7 +97,17 @@ def _words(result: Record) -> dict[str, object]:
 
 
 def _tables(result: Record) -> dict[str, object]:
+    columns = {"Before": result.record("before"), "After": result.record("after")}
+    thinking = {"Before": result.record("thinking", "before"), "After": result.record("thinking", "after")}
     return {
+        "compared": paired.differences(result.record("comparison")),
+        "looks": paired.looks(columns),
+        "onsets": paired.onsets(columns),
+        "draws": paired.draws(result.record("controls", "random_direction")),
+        "thinking": scores.rates(result.record("thinking")),
+        "thinking_compared": paired.differences(result.record("thinking", "comparison")),
+        "thinking_looks": paired.looks(thinking),
+        "thinking_onsets": paired.onsets(thinking),
         "truth": scores.truth(result),
         "rates": scores.rates(result),
         "distance": scores.distance(result),
@@ -114,6 +125,11 @@ def _asset(name: str) -> str:
     return files("excise.report").joinpath("assets", name).read_text(encoding="utf-8").replace("\r", "")
 
 
+def _style() -> Markup:
+    """The style sheet of every page."""
+    return Markup(_colours() + _asset("report.css"))
+
+
 def _colours() -> str:
     """The palette as CSS variables; paper is light."""
     light, dark = ("".join(f"--{purpose}:{pair[index]};" for purpose, pair in COLOURS.items()) for index in range(2))
@@ -127,4 +143,5 @@ def _policy(*scripts: str) -> str:
         for script in scripts
         if script
     )
-    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:"
+    allowed = hashes or "'none'"
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"

@@ -14,7 +14,10 @@ _LABELS = {
     "deflect": "evades without the behavior's wording",
     "degenerate": "broken text (repetition, empty)",
 }
-_KNOWN = {"rate", "baseline_rate", "top1", "perplexity_ratio"}
+_KNOWN = {
+    *("rate", "baseline_rate", "top1", "perplexity_ratio"),
+    *("unfinished_thinking", "baseline_unfinished_thinking"),
+}
 _STATISTICS = ("mean", "median", "p95", "max")
 
 
@@ -32,6 +35,10 @@ def rates(result: Record) -> Table | None:
         if any(counts):
             name = f"Answers: {_LABELS.get(label, label)}"
             rows.append((name, *("–" if count is None else f"{count:g}" for count in counts)))
+    unfinished = before.number("unfinished_thinking"), after.number("unfinished_thinking")
+    if any(unfinished):
+        cells = ("–" if each is None else f"{each:g}" for each in unfinished)
+        rows.append(("No answer: never stopped thinking", *cells))
     if before.number("baseline_rate") is not None or after.number("baseline_rate") is not None:
         rows.append(("Shown on ordinary prompts", _rate(before, "baseline_"), _rate(after, "baseline_")))
     for key in dict.fromkeys([*before.fields(), *after.fields()]):

@@ -1,4 +1,4 @@
-"""Writing the report and the model card."""
+"""Writing the report, the model card, and the page of a comparison."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from excise.report import card, html
+from excise.report import card, evaluation, html
 from excise.report.record import Record
 from excise.runs import writing
 
@@ -25,3 +25,14 @@ def write_report(result: Mapping[str, Any], directory: Path) -> tuple[Path, Path
         with writing(path) as scratch:
             scratch.write_bytes(text.encode("utf-8", errors="replace"))
     return written
+
+
+def write_evaluation(data: Mapping[str, Any], directory: Path) -> Path:
+    """Write `eval.html`, the page of a comparison, from the content of `eval.json`; gives its path.
+
+    It holds no prompts and no responses. Raises `DiskFullError` when the disk is full.
+    """
+    path = directory / "eval.html"
+    with writing(path) as scratch:
+        scratch.write_bytes(evaluation.render(Record(data)).encode("utf-8", errors="replace"))
+    return path

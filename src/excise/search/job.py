@@ -12,6 +12,7 @@ from excise.behaviors import Behavior, Splits
 from excise.directions import Directions
 from excise.edit import Edit, Norm
 from excise.errors import InputError
+from excise.evaluation.lengths import confirm_tokens
 from excise.find import find_directions
 from excise.model import EditableModel
 from excise.progress import Progress, silent
@@ -29,7 +30,7 @@ CONFIRMED = 9
 _OF_FRONT, _LOW = 6, 0.1
 """How many points of the front are measured again on the select split."""
 
-_SCHEMA = 3
+_SCHEMA = 4
 
 
 def search(
@@ -74,7 +75,7 @@ def search(
     damage_by   the score that is traded in place of the KL
     seconds     how long the search may take, in place of `budget`; as its length then depends on the machine, so does
                 its result
-    max_tokens  of a response; by default the behavior's own
+    max_tokens  of a response; by default the behavior's own; at least 128 on the select split
 
     Raises `InputError` for settings that cannot be, `PromptError`, `BehaviorError`, `ModelError`, `ScorerError`.
     """
@@ -168,7 +169,9 @@ def _confirmed(task: Task, method: Method) -> list[FrontPoint]:
     """The trials worth it, measured again on prompts the search never saw, with their edits."""
     chosen = to_confirm(task.study.trials, max_kl=task.max_kl)
     edits = [method.edit(task, trial) for trial in chosen]
-    measured = _confirm(task, chosen, edits, partial(task.measure, task.splits.select, screening=False, reserve=True))
+    tokens = confirm_tokens(task.behavior, task.max_tokens)
+    objective = partial(task.measure, task.splits.select, screening=False, reserve=True, max_tokens=tokens)
+    measured = _confirm(task, chosen, edits, objective)
     provenance = _provenance(task, method)
     return [_point(trial, found, edit, provenance) for trial, edit, found in zip(chosen, edits, measured, strict=True)]
 

@@ -80,8 +80,13 @@ class Task:
             found = replace(found, sources=sources)
         return found
 
-    def measure(self, prompts: PromptSet, *, screening: bool = True, reserve: bool = False) -> BehaviorObjective:
-        """The objective on other prompts; measures the base model, which must have no edit live."""
+    def measure(
+        self, prompts: PromptSet, *, screening: bool = True, reserve: bool = False, max_tokens: int | None = None
+    ) -> BehaviorObjective:
+        """The objective on other prompts; measures the base model, which must have no edit live.
+
+        max_tokens  of a response, where it is not the task's own
+        """
         return BehaviorObjective.measure_base(
             self.model,
             self.behavior,
@@ -90,7 +95,7 @@ class Task:
             reserve=reserve,
             axes=self.axes,
             sources=self.study.note(_SCORERS) or {},
-            max_tokens=self.max_tokens,
+            max_tokens=max_tokens or self.max_tokens,
             batch_size=self.batch_size,
             progress=self.progress,
         )

@@ -13,6 +13,7 @@ from excise.activations.positions import RESPONSE_TOKENS, response_tokens_needed
 from excise.behaviors import Behavior, Splits
 from excise.behaviors.splits import SPLITS
 from excise.errors import ExciseError
+from excise.evaluation import lengths
 from excise.evaluation.rate import decided_by
 from excise.model import EditableModel
 from excise.model.forward import rows_that_fit
@@ -80,12 +81,14 @@ def forecast(
     trials: int | None = None,
     seconds: float | None = None,
     max_tokens: int | None = None,
+    report_tokens: int | None = None,
     bake: bool = True,
     spent: Mapping[str, float] | None = None,
     stages: Sequence[str] | None = None,
 ) -> Forecast:
     """Forecast a run of a model that is loaded and proven, and has no edit live; takes about two seconds.
 
+    report_tokens  of a response to a target prompt in the report; None: as ever
     spent   seconds of the stages that have been: "load" and "prove" tell how long the bake's own will take
     stages  which of them are to come; None: all
     """
@@ -102,6 +105,11 @@ def forecast(
     sampled = {"target": shown, "baseline": answers}
     focus = _focus(model, behavior, shown)
     onset = "onset" in behavior.positions
+
+    def sides(most: int) -> tuple[Side, Side]:
+        target, baseline = (_side(rows[side], sampled[side], most) for side in ("target", "baseline"))
+        return target, baseline
+
     workload = Workload(
         splits={name: (counts[0], counts[1]) for name, counts in splits.sizes().items()},
         target=_side(rows["target"], sampled["target"], longest),
@@ -117,6 +125,8 @@ def forecast(
         loading=before.get("load", 0.0),
         proving=before.get("prove", 0.0),
         batch=lambda tokens, positions: rows_that_fit(model, tokens=tokens, positions=positions),
+        confirming=sides(lengths.confirm_tokens(behavior, max_tokens)),
+        reporting=sides(lengths.report_tokens(behavior, report_tokens)),
     )
     wanted = Estimate(sizes, workload, speed).stages()
     wanted = {name: taken for name, taken in wanted.items() if stages is None or name in stages}
@@ -150,6 +160,7 @@ def moments(sizes: Sizes, work: Workload, *, free: float) -> dict[str, Moment]:
     target, baseline = work.target, work.baseline
     prompt = max(target.longest_prompt, baseline.longest_prompt)
     response = max(target.longest_response, baseline.longest_response)
+    reported = max(response, work.reported[1].longest_response)
 
     def reference(split: str, tokens: int) -> int:
         mean = min(baseline.response, tokens)
@@ -160,16 +171,18 @@ def moments(sizes: Sizes, work: Workload, *, free: float) -> dict[str, Moment]:
         taken = min(rows, work.batch(longest, positions))
         return memory.compare_bytes(sizes, rows=taken, tokens=longest, positions=positions)
 
-    def generated(rows: int) -> int:
-        taken = min(rows, work.batch(prompt + response, 1))
-        return memory.generation_bytes(sizes, rows=taken, tokens=prompt + response)
+    def generated(rows: int, most: int = response) -> int:
+        taken = min(rows, work.batch(prompt + most, 1))
+        return memory.generation_bytes(sizes, rows=taken, tokens=prompt + most)
 
     known = reference("tune", CONTINUED)
     found = {
         "find": Moment(generated(fit)),
         "trial": Moment(known + max(compared(tune, CONTINUED), generated(tune))),
         "confirmation": Moment(known + reference("select", CONTINUED) + compared(select, CONTINUED)),
-        "report": Moment(reference("report", CONTINUED) + max(compared(report, CONTINUED), generated(report))),
+        "report": Moment(
+            reference("report", CONTINUED) + max(compared(report, CONTINUED), generated(report, reported))
+        ),
         "bake": Moment(memory.proof_bytes(sizes, large=LARGE)),
     }
     if work.recipe is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from excise.evaluation.lengths import DRAWN_PROMPTS, DRAWS
 from excise.search.cost.sizes import Sizes
 from excise.search.cost.speed import Speed
 from excise.search.groundwork import SOURCES
@@ -48,6 +49,7 @@ class Workload:
     bake       whether the edited model is written and proven
     loading, proving  seconds that loading and proving the model took
     batch      rows of so many tokens, with logits at so many positions, that are taken in one pass
+    confirming, reporting  target and baseline prompts with responses as long as those stages allow; None: as ever
     """
 
     splits: Mapping[str, tuple[int, int]]
@@ -64,6 +66,8 @@ class Workload:
     loading: float
     proving: float
     batch: Callable[[int, int], int]
+    confirming: tuple[Side, Side] | None = None
+    reporting: tuple[Side, Side] | None = None
 
     @property
     def continued(self) -> int:
@@ -78,9 +82,19 @@ class Workload:
     @property
     def edited(self) -> Side:
         """The target prompts once the behavior is gone: responses are as long as others."""
-        longest = max(self.target.longest_response, self.baseline.longest_response)
-        mean = max(self.target.response, self.baseline.response)
-        return Side(self.target.prompt, self.target.longest_prompt, mean, longest)
+        return _edited(self.target, self.baseline)
+
+    @property
+    def confirmed(self) -> Side:
+        """The same where the front is confirmed."""
+        return self.edited if self.confirming is None else _edited(*self.confirming)
+
+    @property
+    def reported(self) -> tuple[Side, Side]:
+        """The target prompts in the report, before and after the edit."""
+        if self.reporting is None:
+            return self.target, self.edited
+        return self.reporting[0], _edited(*self.reporting)
 
 
 class Estimate:
@@ -157,7 +171,7 @@ class Estimate:
         trial = self._prefilled(targets, baselines)
         live = self.speed.live
         generated = live * self.written(targets, work.edited)
-        again = live * (self._compared(others) + 2 * self.written(unseen, work.edited))  # once more for the reserve
+        again = live * (self._compared(others) + 2 * self.written(unseen, work.confirmed))  # once more for the reserve
         confirmed = self._reference(others) + _CONFIRMED * again
         prepared = self._reference(baselines) + self.written(targets, work.target) + self._sweep()
         if work.recipe is None:
@@ -221,13 +235,22 @@ class Estimate:
         return self.speed.gradient * plain + whitened
 
     def _report(self) -> float:
-        """Before, after and two controls, each on both sides."""
+        """Before and after on both sides, then controls: two with shorter responses, two more on fewer prompts."""
         work = self.work
         targets, baselines = work.splits["report"]
-        before = self._compared(baselines) + self.written(targets, work.target) + self.written(baselines, work.baseline)
-        after = self._compared(baselines) + self.written(targets, work.edited)
-        every = before + self.speed.live * (3 * after + self.written(baselines, work.baseline))
-        return self._reference(baselines) + every
+        shown, gone = work.reported
+        compared, ordinary = self._compared(baselines), self.written(baselines, work.baseline)
+        before = compared + self.written(targets, shown) + ordinary
+        after = compared + self.written(targets, gone) + ordinary
+        controls = 2 * (compared + self.written(targets, work.edited))
+        some = [min(count, DRAWN_PROMPTS) for count in (targets, baselines)]
+        draws = (DRAWS - 1) * (self.written(some[0], work.edited) + self._compared(some[1]))
+        return self._reference(baselines) + before + self.speed.live * (after + controls + draws)
+
+
+def _edited(target: Side, baseline: Side) -> Side:
+    longest = max(target.longest_response, baseline.longest_response)
+    return Side(target.prompt, target.longest_prompt, max(target.response, baseline.response), longest)
 
 
 _SWEPT = (_SWEPT_TARGETS, _SWEPT_BASELINES)
