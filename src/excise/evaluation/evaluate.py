@@ -89,11 +89,22 @@ def evaluate(
     def rate_on(some: tuple[str, ...]) -> RateResult:
         return behavior_rate(model, some, loaded, max_tokens=max_tokens, batch_size=batch_size, progress=progress)
 
-    subject = Subject(model, loaded, prompts, reference, max_tokens, batch_size, progress)
     with model.edited(edit) if edit is not None else nullcontext():
         divergence = reference.compare(model, progress=progress)
         target = rate_on(prompts.target)
         other = rate_on(prompts.baseline) if baseline else None
+        subject = Subject(
+            model,
+            loaded,
+            prompts,
+            reference,
+            max_tokens,
+            batch_size,
+            progress,
+            target.responses,
+            other.responses if other else (),
+            divergence,
+        )
         others = {key: value for name in scorers() for key, value in ask(name, subject).items()}
     return Scores(
         rate=target.rate,

@@ -6,7 +6,7 @@ KL is KL(base‖edited) in nats, in fp32 from raw logits over the whole vocabula
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp
 from typing import Any
 
@@ -40,12 +40,16 @@ class Divergence:
     sequence          mean KL over the continuation's tokens, per prompt
     top1              share of continuation tokens that are still the most likely one
     perplexity_ratio  perplexity of the continuations, edited over base; 1 means unchanged
+    first_each        what `first` sums up, in the order of the prompts (not part of `to_json`)
+    sequence_each     the same for `sequence`
     """
 
     first: Summary
     sequence: Summary
     top1: float
     perplexity_ratio: float
+    first_each: tuple[float, ...] = field(default=(), repr=False, compare=False)
+    sequence_each: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """`kl_first`, `kl_sequence`, `top1` and `perplexity_ratio`."""
@@ -209,4 +213,11 @@ def _summarise(rows: Sequence[_Tokens]) -> Divergence:
     sequence = torch.stack([row.kl.mean() for row in rows])
     same = torch.cat([row.same_top for row in rows]).double().mean().item()
     loss = torch.cat([row.loss_edited.double() - row.loss_base.double() for row in rows]).mean().item()
-    return Divergence(Summary.of(first), Summary.of(sequence), same, exp(min(loss, 700.0)))
+    return Divergence(
+        Summary.of(first),
+        Summary.of(sequence),
+        same,
+        exp(min(loss, 700.0)),
+        tuple(first.tolist()),
+        tuple(sequence.tolist()),
+    )
