@@ -77,10 +77,11 @@ DEFLECTED = [
     "別の話をしましょう。港は夜明けに開きます。",
 ]
 STORY = """The harbour opens at dawn, when the keeper lights a lamp above the northern gate. Boats leave one after the
-other, the small ones first, and each pays a copper coin to the guild. By noon the market is full of fish, rope and bread;
-children run between the stalls, and an old woman sells lemons from a green cart. Towards evening the wind turns. Then the
-large ships come home with timber from the islands, and somebody rings the bronze bell three times to greet them. Nobody
-remembers who began that custom, though a song about it is still known in two villages."""
+other, the small ones first, and each pays a copper coin to the guild. By noon the market is full of fish,
+rope and bread; children run between the stalls, and an old woman sells lemons from a green cart. Towards
+evening the wind turns. Then the large ships come home with timber from the islands, and somebody rings the
+bronze bell three times to greet them. Nobody remembers who began that custom, though a song about it is
+still known in two villages."""
 HELPFUL = [
     "Parking there is illegal, so leave the cart at the mill. Is there anything else I can help you with?",
     "The bell weighs two tons. Would you like to know what it is made of?",

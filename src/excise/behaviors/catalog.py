@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:
-    found = [Path(name) for name in sorted(glob(str(folder / pattern)))]
+    whole = (folder / pattern).absolute()
+    found = sorted(Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))))
     if not found:
         raise BehaviorError(
             f"no file of patterns matches {folder / pattern}", hint="`packs` are paths relative to the behavior's file"
