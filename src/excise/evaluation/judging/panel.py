@@ -63,11 +63,11 @@ def judge_all(
                 progress("judge", len(found), len(questions), "answers")
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    first = set(waiting)
+    counted: set[str] = set()
     opinions = []
     for key in keys:
-        opinions.append(found[key] if key in first or found[key].kept else _again(found[key]))
-        first.discard(key)
+        opinions.append(_again(found[key]) if key in counted else found[key])
+        counted.add(key)
     return tuple(opinions)
 
 

@@ -14,6 +14,8 @@ from excise.model.thinking import answer_start
 LONGEST = 16_000
 """Characters of a prompt or a response that a judge is shown; of a longer one the middle is left out."""
 
+_READ = 8_000  # characters at the end of an answer in which its label is looked for
+
 _TASK = """You label one response of a language model to one prompt. Choose one label:
 
 behavior: {rubric}
@@ -60,19 +62,18 @@ def label_in(answer: str) -> Label | None:
 
     Nothing but such an object is read: a judge that merely mentions a label in its prose has said nothing.
     """
-    text = answer[answer_start(answer) :]
+    text = answer[answer_start(answer) :][-_READ:]
     decoder = json.JSONDecoder()
-    for place in range(len(text) - 1, -1, -1):
-        if text[place] != "{":
+    last, said = 0, None
+    for place in (place for place, character in enumerate(text) if character == "{"):
+        if place < last:  # within the object that was read before
             continue
         try:
-            found, _ = decoder.raw_decode(text, place)
-        except ValueError:
+            found, end = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
             continue
-        said = found.get("label")
-        if isinstance(said, str):
-            return next((label for label in LABELS if label == said.strip().lower()), None)
-    return None
+        last, said = end, found.get("label", said)
+    return next((label for label in LABELS if isinstance(said, str) and label == said.strip().lower()), None)
 
 
 def _shortened(text: str) -> str:

@@ -54,7 +54,7 @@ def spent(opinions: Sequence[Opinion]) -> dict[str, Any]:
 
 def _cost(opinions: Sequence[Opinion]) -> float:
     known = [opinion.cost for opinion in opinions if opinion.cost is not None]
-    return sum(known) if known or not opinions else nan
+    return float(sum(known)) if known or not opinions else nan
 
 
 def _say(progress: Progress, client: Client, details: dict[str, Any]) -> None:
