@@ -56,7 +56,22 @@ def test_every_command_has_help_and_is_documented(name: str) -> None:
 
 def test_the_commands_are_those_of_the_design() -> None:
     assert (
-        sorted(["run", "demo", "inspect", "find", "search", "eval", "bake", "verify", "chat", "behaviors", "doctor"])
+        sorted(
+            [
+                "run",
+                "demo",
+                "inspect",
+                "find",
+                "search",
+                "eval",
+                "label",
+                "bake",
+                "verify",
+                "chat",
+                "behaviors",
+                "doctor",
+            ]
+        )
         == COMMANDS
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from typer.testing import CliRunner
 
 from excise import Behavior, Edit, EditableModel
 from excise.behaviors import Splits
+from excise.behaviors.measures import Label
 from excise.cli import app as cli
 from excise.cli import session
 from excise.compare import Ruler, Subject
 from excise.errors import InputError
-from excise.evaluation import baseline
+from excise.evaluation import Answers, baseline, labeller
 from excise.evaluation.baseline import Baselines
 from excise.evaluation.comparison import compare
 from excise.report import html, write_evaluation
@@ -172,6 +174,28 @@ def test_eval_of_several_behaviors_on_one_page(
         assert expected in text, expected
     again = call(str(model.path), *files, "--out", str(out), "--report-tokens", "8")
     assert again["behaviors"]["zig"]["tokens"] == 8
+
+
+def test_labellers_are_tested_together(
+    files: list[str], model: EditableModel, edit: Edit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = import_module("excise.evaluation.labellers")
+    monkeypatch.setattr(registry, "_LABELLERS", dict(registry._LABELLERS))
+
+    @labeller("short")
+    def short(answers: Answers) -> list[Label | None]:
+        return ["behavior" if len(text) == 6 else None if len(text) == 1 else "comply" for text in answers.texts]
+
+    edit.save(tmp_path / "edit.safetensors")
+    words = ["--edit", str(tmp_path / "edit.safetensors"), "--score", "short", "--out", str(tmp_path / "out")]
+    found = call(str(model.path), *files, *words)["behaviors"]["zig"]
+    compared = found["comparisons"][0]["labellers"]
+    assert list(compared) == ["markers", "short"]
+    assert all(each["p_holm"] >= each["p_exact"] for each in compared.values())
+    assert "short" in found["scores"]["model"]["markers"]["kappa"]
+    row = json.loads((tmp_path / "out" / "responses-00.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert set(row["measured"]["edited"]["labels"]) == {"markers", "short"}
+    assert "short" in (tmp_path / "out" / "eval.html").read_text(encoding="utf-8")
 
 
 def test_eval_refuses_what_it_does_not_know(files: list[str], tmp_path: Path) -> None:

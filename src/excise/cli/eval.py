@@ -32,7 +32,8 @@ def evaluate(
         typer.Option("--behavior", help="What to measure: a name or a TOML file (repeatable). Default: refusal."),
     ] = None,
     score: Annotated[
-        list[str] | None, typer.Option("--score", help="A further scorer to ask, by its name (repeatable).")
+        list[str] | None,
+        typer.Option("--score", help="A further scorer or labeller to ask (repeatable)."),
     ] = None,
     edit: Annotated[Path | None, typer.Option("--edit", help="Score MODEL with this edit live, too.")] = None,
     against: Annotated[
@@ -54,7 +55,7 @@ def evaluate(
     from excise.evaluation.baseline import Baselines
 
     load_scorers(config.scorer_module)
-    _request(score or ())
+    labellers = _request(score or ())
     chosen = next((name for name in SPLITS if name == split), None)
     if chosen is None:
         raise InputError(f"unknown split '{split}'", hint=f"one of {', '.join(SPLITS)}")
@@ -66,6 +67,7 @@ def evaluate(
         tokens=config.report_tokens,
         batch_size=config.batch_size,
         seed=config.seed,
+        labellers=tuple(labellers),
         baselines=Baselines.shared(out),
         progress=session.progress,
     )
@@ -101,14 +103,15 @@ def _subjects(config: RunConfig, names: Sequence[str]) -> list[Subject]:
     return found
 
 
-def _request(names: Sequence[str]) -> None:
-    """Have these scorers asked. Raises `InputError` for a name that is unknown."""
-    from excise.evaluation import scorers
+def _request(names: Sequence[str]) -> list[str]:
+    """Have these scorers asked; returns those that are labellers. Raises `InputError` for a name that is unknown."""
+    from excise.evaluation import labellers, request_scorers, scorer_named
 
     for name in names:
-        if name not in scorers():
-            known = ", ".join(scorers()) or "none; --scorer-module FILE.py adds some"
-            raise InputError(f"there is no scorer '{name}'", hint=f"known scorers: {known}")
+        scorer_named(name)
+    label = [name for name in names if name.partition(":")[0] in labellers()]
+    request_scorers([name for name in names if name not in label])
+    return label
 
 
 def _run_of(edit: Path | None) -> Path | None:
