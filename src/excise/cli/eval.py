@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import RenderableType
+from rich.text import Text
 
 from excise.cli.comparisons import comparison_lines, positions_table
 from excise.cli.options import command, settings
@@ -161,9 +162,13 @@ def _write(out: Path, data: dict[str, Any], measured: Sequence[Measured], ruler:
 def _shown(data: dict[str, Any], out: Path | None) -> list[RenderableType]:
     shown: list[RenderableType] = []
     for name, found in data["behaviors"].items():
+        notes: dict[str, Text] = {}
         shown += [heading(f"{name} ({found['split']} split)"), score_table(found["scores"])]
         for pair in found["comparisons"]:
-            shown += comparison_lines(pair, f"{pair['first']} to {pair['second']}")
+            *compared, note = comparison_lines(pair, f"{pair['first']} to {pair['second']}")
+            shown += compared
+            notes.setdefault(note.plain, note)
+        shown += notes.values()
         shown.append(positions_table(found["scores"]))
         if found["seal"] is not None:
             shown.append(line(found["seal"]["note"]))
