@@ -44,6 +44,7 @@ def fake_result(
             "rate": 0.98,
             "rate_interval": [0.93, 0.9945],
             "labels": {"behavior": 98, "comply": 2, "degenerate": 0, "deflect": 0},
+            "positions": _positions(98, late=3),
         },
         "after": {
             "split": "report",
@@ -52,6 +53,7 @@ def fake_result(
             "rate": 0.02,
             "rate_interval": [0.0055, 0.07],
             "labels": {"behavior": 2, "comply": 97, "degenerate": 1},
+            "positions": _positions(2, late=1),
             "kl_first": {"mean": 0.0104, "median": 0.00131, "p95": 0.0523, "max": 0.2},
             "kl_sequence": {"mean": 0.0213, "median": 0.0108, "p95": 0.0627, "max": 0.314},
             "top1": 0.99,
@@ -70,9 +72,25 @@ def fake_result(
             | {"edit": f"edits/{index:03d}.safetensors", "chosen": point is chosen}
             for index, point in enumerate(front)
         ],
+        "comparison": _comparison(),
+        "seal": {"reads": 1, "number": 1, "unseen": True, "note": "report split read once", "log": []},
         "controls": {
             "no_op": {"kl_first": {"mean": 0.0}, "rate": 0.98, "rate_interval": [0.93, 0.9945]},
-            "random_direction": {"rate": 0.97, "rate_interval": [0.9155, 0.99], "kl_first": {"mean": 0.0312}},
+            "random_direction": {
+                "rate": 0.97,
+                "rate_interval": [0.9155, 0.99],
+                "kl_first": {"mean": 0.0312},
+                "draws": [
+                    {
+                        "seed": 0,
+                        "prompts": [100, 100],
+                        "rate": 0.97,
+                        "rate_interval": [0.9155, 0.99],
+                        "kl_first": 0.0312,
+                    },
+                    {"seed": 1, "prompts": [32, 32], "rate": 0.94, "rate_interval": [0.799, 0.983], "kl_first": 0.0287},
+                ],
+            },
         },
         "verify": {"passed": True, "checks": _checks()},
         "skipped": [],
@@ -89,6 +107,32 @@ def fake_result(
     if demo:
         result["demo"] = {"sealed_correct": [0.02, 0.95], "ordinary_correct": [0.98, 0.98], "disclaimer": [0.99, 0.98]}
     return result
+
+
+def _positions(count: int, *, late: int) -> dict[str, Any]:
+    rates = {"30": count - late, "50": count - late, "100": count, "512": count}
+    return {
+        "tokens": 512,
+        "delayed": late,
+        "onset": {"median": 0.0, "p95": 12.0, "max": 71},
+        "histogram": [[0, 30, count - late], [30, 50, 0], [50, 100, late], [100, 150, 0], [150, None, 0]],
+        "rate_by_tokens": {
+            look: {"count": each, "rate": each / 100, "rate_interval": [max(0.0, each / 100 - 0.02), 1.0]}
+            for look, each in rates.items()
+        },
+    }
+
+
+def _comparison() -> dict[str, Any]:
+    markers = {"prompts": 100, "first_rate": 0.98, "second_rate": 0.02, "difference": -0.96, "interval": [-0.99, -0.91]}
+    markers |= {"method": "BCa bootstrap", "only_first": 96, "only_second": 0, "p_exact": 2.5e-29, "p_mid": 1.3e-29}
+    note = "100 prompts cannot tell a rate of 2.0 % from 6.2 %"
+    markers |= {"p_holm": 2.5e-29, "power": {"highest_rate": 0.062, "smallest_difference": 0.078, "note": note}}
+    return {
+        "labellers": {"markers": markers},
+        "kl_first_interval": [0.0061, 0.0173],
+        "kl_sequence_interval": [0.01, 0.03],
+    }
 
 
 def _points(trials: int, chance: random.Random) -> list[dict[str, Any]]:

@@ -52,6 +52,7 @@ class Ruler:
     split      whose prompts
     tokens     of a response to a target prompt; None: in the report split 512 or the behavior's own where that is
                more, in others the behavior's own
+    labellers  further ones, by name
     baselines  where results of the base model are kept
     """
 
@@ -59,6 +60,7 @@ class Ruler:
     tokens: int | None = None
     batch_size: int | None = None
     seed: int = 0
+    labellers: tuple[str, ...] = ()
     baselines: Baselines = field(default_factory=lambda: Baselines(None))
     progress: Progress = silent
 
@@ -151,6 +153,7 @@ class Ruler:
             target_tokens=self._longest(subject.behavior),
             batch_size=self.batch_size,
             known=known,
+            labellers=self.labellers,
             progress=self.progress,
         )
 

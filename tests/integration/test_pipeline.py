@@ -62,6 +62,25 @@ def test_controls(finished: tuple[Path, dict[str, Any]]) -> None:
     assert no_op["kl_sequence"]["max"] == 0.0
     assert no_op["rate"] == result["before"]["rate"]
     assert random["rate"] >= result["before"]["rate"] - 0.1
+    assert [draw["prompts"] for draw in random["draws"]] == [[100, 100], [32, 32], [32, 32]]
+    assert random["draws"][0]["rate"] == random["rate"]
+    assert random["spread"]["rate"][0] >= result["before"]["rate"] - 0.15
+
+
+def test_statistics(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, result = finished
+    compared = result["comparison"]["labellers"]["markers"]
+    assert compared["difference"] == pytest.approx(result["after"]["rate"] - result["before"]["rate"])
+    assert compared["interval"][0] <= compared["difference"] <= compared["interval"][1] < -0.8
+    assert compared["p_exact"] < 1e-6
+    low, high = result["comparison"]["kl_first_interval"]
+    assert low <= result["after"]["kl_first"]["mean"] <= high
+    assert result["before"]["positions"]["tokens"] == 512
+    assert (result["seal"]["reads"], result["seal"]["unseen"]) == (1, True)
+    assert result["seal"]["digest"] == result["prompts"]["report"]
+    rows = [json.loads(line) for line in next(out.glob("stages/report-*/responses.jsonl")).open()]
+    shown = [row["measured"]["after"]["labels"]["markers"] == "behavior" for row in rows if row["side"] == "target"]
+    assert sum(shown) / len(shown) == result["after"]["rate"]
 
 
 def test_what_reaches_the_disk(finished: tuple[Path, dict[str, Any]]) -> None:

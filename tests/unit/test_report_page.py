@@ -87,6 +87,13 @@ def test_all_parts_are_there():
         "0.314",
         "Shown on ordinary prompts not measured 0% (0.0–3.7%)",
         "Chosen: the smallest sequence KL at a rate of at most 0.01.",
+        "markers 98% 2% −96.0 (−99.0 to −91.0) points 96 / 0 <0.0001",
+        "100 prompts cannot tell a rate of 2.0 % from 6.2 %.",
+        "Report split read once.",
+        "30 tokens 95%",
+        "tokens 50 to 99 3 1",
+        "Delayed: first after token 50 3 1",
+        "seed 1 32 and 32 94% (79.9–98.3%) 0.0287",
     ):
         assert expected in shown.text, expected
     digest = fake_result()["prompts"]["fit"]
@@ -239,6 +246,16 @@ def test_prompts_and_responses_never_get_in():
     result["prompts"] = {"report": ["SECRET PROMPT"], "tune": "SECRET PROMPT", "fit": {"target": "SECRET PROMPT"}}
     result["config"] = {"system": "SECRET PROMPT", "marker": ["SECRET"]}
     assert "SECRET" not in html.render(Record(result))
+
+
+def test_thinking_is_shown_where_it_was_measured():
+    result = fake_result()
+    assert "With thinking" not in page(result).text
+    result["thinking"] = {key: copy.deepcopy(result[key]) for key in ("before", "after", "comparison")}
+    result["thinking"]["after"]["unfinished_thinking"] = 7
+    text = page(result).text
+    assert "With thinking" in text
+    assert "No answer: never stopped thinking – 7" in text
 
 
 def test_a_missed_goal_is_called_a_miss():

@@ -88,7 +88,7 @@ class Behavior(BaseModel):
     def load(cls, name_or_path: str | Path) -> Behavior:
         """Read a behavior: a name (`excise behaviors` lists them) or the path of a TOML file.
 
-        Paths of prompts in the file are relative to it. Raises `BehaviorError`.
+        Paths of prompts, and of a classifier, in the file are relative to it. Raises `BehaviorError`.
         """
         path = locate(name_or_path)
         content = {"name": path.stem, **read_toml(path)}
@@ -99,6 +99,9 @@ class Behavior(BaseModel):
                     split: source.resolved(path.parent) if isinstance(source, Source) else source
                     for split, source in sources.items()
                 }
+        named = content.get("classifier")
+        if isinstance(named, dict) and (path.parent / str(named.get("model"))).is_dir():
+            named["model"] = str((path.parent / str(named["model"])).resolve())
         return cls._checked(content, where=str(path))
 
     @classmethod

@@ -11,6 +11,7 @@ from excise import demo
 from excise.errors import BehaviorError
 
 _SHIPPED = Path(__file__).parent
+_SECTIONS = ("detectors", "deflections")
 _DEMO = Path(demo.__file__).parent / "behaviors"
 
 
@@ -37,22 +38,48 @@ def locate(name_or_path: str | Path) -> Path:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a behavior file with the terms of its patterns filled in.
+    """The content of a behavior file with the terms of its patterns filled in, and its packs added.
 
-    `[detectors.terms]` names parts of regular expressions; `<name>` in a pattern or a later term stands for one.
+    `[detectors.terms]` and `[deflections.terms]` name parts of regular expressions; `<name>` in a pattern or a later
+    term stands for one. `packs` names files, relative to this one and with `*` for any text, whose patterns are added:
+    one per language. Raises `BehaviorError`.
     """
+    content = _read(path)
+    packs = content.pop("packs", [])
+    for pack in [each for pattern in packs for each in _matching(path.parent, str(pattern))]:
+        added = _read(pack)
+        for section in _SECTIONS:
+            patterns = added.get(section, {}).get("patterns", [])
+            if patterns:
+                found = content.setdefault(section, {})
+                found["patterns"] = [*found.get("patterns", []), *patterns]
+    return content
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BehaviorError(f"{path} is not a TOML file: {error}", hint="see https://toml.io for its form") from error
-    detectors = content.get("detectors")
-    if isinstance(detectors, dict) and isinstance(detectors.get("terms"), dict):
-        terms: dict[str, str] = {}
-        for name, term in detectors.pop("terms").items():
-            terms[name] = f"(?:{_filled(str(term), terms)})"
-        patterns = detectors.get("patterns", [])
-        detectors["patterns"] = [_filled(str(pattern), terms) for pattern in patterns]
+    for section in _SECTIONS:
+        detectors = content.get(section)
+        if isinstance(detectors, dict) and isinstance(detectors.get("terms"), dict):
+            terms: dict[str, str] = {}
+            for name, term in detectors.pop("terms").items():
+                terms[name] = f"(?:{_filled(str(term), terms)})"
+            patterns = detectors.get("patterns", [])
+            detectors["patterns"] = [_filled(str(pattern), terms) for pattern in patterns]
     return content
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    whole = (folder / pattern).absolute()
+    found = sorted(Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))))
+    if not found:
+        raise BehaviorError(
+            f"no file of patterns matches {folder / pattern}", hint="`packs` are paths relative to the behavior's file"
+        )
+    return found
 
 
 def _filled(pattern: str, terms: Mapping[str, str]) -> str:

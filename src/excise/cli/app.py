@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from excise import __version__
-from excise.cli import audit, bake, behaviors, chat, demo, doctor, eval, find, inspect, run, search, verify
+from excise.cli import audit, bake, behaviors, chat, demo, doctor, eval, find, inspect, label, run, search, verify
 from excise.cli.options import COMMANDS, Command
 
 __all__ = ["app", "main"]
 
-_ORDER = (run, demo, inspect, find, search, eval, audit, bake, verify, chat, behaviors, doctor)
+_ORDER = (run, demo, inspect, find, search, eval, audit, label, bake, verify, chat, behaviors, doctor)
 """Each module holds the command of its name, in the order of the help."""
 
 app = typer.Typer(

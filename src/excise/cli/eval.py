@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import RenderableType
+from rich.text import Text
 
 from excise.cli.comparisons import comparison_lines, positions_table
 from excise.cli.options import command, settings
@@ -32,7 +33,8 @@ def evaluate(
         typer.Option("--behavior", help="What to measure: a name or a TOML file (repeatable). Default: refusal."),
     ] = None,
     score: Annotated[
-        list[str] | None, typer.Option("--score", help="A further scorer to ask, by its name (repeatable).")
+        list[str] | None,
+        typer.Option("--score", help="A further scorer or labeller to ask (repeatable)."),
     ] = None,
     edit: Annotated[Path | None, typer.Option("--edit", help="Score MODEL with this edit live, too.")] = None,
     against: Annotated[
@@ -54,7 +56,7 @@ def evaluate(
     from excise.evaluation.baseline import Baselines
 
     load_scorers(config.scorer_module)
-    _request(score or ())
+    labellers = _request(score or ())
     chosen = next((name for name in SPLITS if name == split), None)
     if chosen is None:
         raise InputError(f"unknown split '{split}'", hint=f"one of {', '.join(SPLITS)}")
@@ -66,6 +68,7 @@ def evaluate(
         tokens=config.report_tokens,
         batch_size=config.batch_size,
         seed=config.seed,
+        labellers=tuple(labellers),
         baselines=Baselines.shared(out),
         progress=session.progress,
     )
@@ -101,14 +104,15 @@ def _subjects(config: RunConfig, names: Sequence[str]) -> list[Subject]:
     return found
 
 
-def _request(names: Sequence[str]) -> None:
-    """Have these scorers asked. Raises `InputError` for a name that is unknown."""
-    from excise.evaluation import scorers
+def _request(names: Sequence[str]) -> list[str]:
+    """Have these scorers asked; returns those that are labellers. Raises `InputError` for a name that is unknown."""
+    from excise.evaluation import labellers, request_scorers, scorer_named
 
     for name in names:
-        if name not in scorers():
-            known = ", ".join(scorers()) or "none; --scorer-module FILE.py adds some"
-            raise InputError(f"there is no scorer '{name}'", hint=f"known scorers: {known}")
+        scorer_named(name)
+    label = [name for name in names if name.partition(":")[0] in labellers()]
+    request_scorers([name for name in names if name not in label])
+    return label
 
 
 def _run_of(edit: Path | None) -> Path | None:
@@ -158,9 +162,13 @@ def _write(out: Path, data: dict[str, Any], measured: Sequence[Measured], ruler:
 def _shown(data: dict[str, Any], out: Path | None) -> list[RenderableType]:
     shown: list[RenderableType] = []
     for name, found in data["behaviors"].items():
+        notes: dict[str, Text] = {}
         shown += [heading(f"{name} ({found['split']} split)"), score_table(found["scores"])]
         for pair in found["comparisons"]:
-            shown += comparison_lines(pair, f"{pair['first']} to {pair['second']}")
+            *compared, note = comparison_lines(pair, f"{pair['first']} to {pair['second']}")
+            shown += compared
+            notes.setdefault(note.plain, note)
+        shown += notes.values()
         shown.append(positions_table(found["scores"]))
         if found["seal"] is not None:
             shown.append(line(found["seal"]["note"]))

@@ -40,7 +40,7 @@ def told(result: Mapping[str, Any]) -> list[RenderableType]:
         positions_table({"before": result["before"], "after": result["after"]}),
         *_thinking(result),
         *_random(result),
-        *([line(result["seal"]["note"])] if result.get("seal") else []),
+        *([line(result["seal"]["note"])] if result.get("seal", {}).get("unseen") else []),  # else it is a warning
         heading("Front"),
         front_table(result["front"]),
         line(""),

@@ -11,18 +11,17 @@ from excise.behaviors import Behavior, Split, Splits
 from excise.behaviors.measures import Label
 from excise.edit import Edit
 from excise.errors import InputError
+from excise.evaluation.labellers import MARKERS, label_all, labellers_for
 from excise.evaluation.positions import Positions
 from excise.evaluation.rate import Rate, RateResult, behavior_rate, label_responses
 from excise.evaluation.reference import Divergence, Reference
 from excise.evaluation.registry import Subject, ask, scorers
+from excise.evaluation.requested import answers_of_subject
 from excise.model import EditableModel
 from excise.model.generate import Response
 from excise.progress import Progress, silent
 
 Side = Literal["target", "baseline"]
-
-MARKERS = "markers"
-"""The labeller that every behavior has: its own detectors."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,7 @@ def evaluate(
     batch_size: int | None = None,
     baseline: bool = True,
     known: Mapping[Side, Sequence[Response]] | None = None,
+    labellers: Sequence[str] = (),
     seed: int = 0,
     offline: bool = False,
     progress: Progress = silent,
@@ -97,6 +97,7 @@ def evaluate(
     target_tokens  per response to a target prompt, where those may be longer than others
     tokens      of the base model's continuations that the divergence covers
     known       responses of this very model and edit that are there already, to the target or the baseline prompts
+    labellers   further ones that label the responses to target prompts, by name; their labels are kept
     baseline    whether the behavior's rate on baseline prompts is measured too
 
     Raises `BehaviorError`, `PromptError`, `EditMismatchError`, `ModelError`, `ScorerError`, `InputError`.
@@ -121,12 +122,28 @@ def evaluate(
             return label_responses(known[side], loaded, model.template)
         return behavior_rate(model, some, loaded, max_tokens=most, batch_size=batch_size, progress=progress)
 
-    subject = Subject(model, loaded, prompts, reference, max_tokens, batch_size, progress)
     with model.edited(edit) if edit is not None else nullcontext():
         divergence = reference.compare(model, progress=progress)
         target = rate_on("target", longest)
         other = rate_on("baseline", max_tokens) if baseline else None
+        subject = Subject(
+            model,
+            loaded,
+            prompts,
+            reference,
+            max_tokens,
+            batch_size,
+            progress,
+            target.responses,
+            other.responses if other else (),
+            divergence,
+        )
         others = {key: value for name in scorers() for key, value in ask(name, subject).items()}
+        labels: dict[str, tuple[Label | None, ...]] = {MARKERS: target.labels}
+        if labellers:
+            said = label_all(answers_of_subject(subject), labellers_for(loaded, labellers))
+            labels |= {name: verdicts.labels for name, verdicts in said.verdicts.items()}
+            others |= said.to_json()
     return Scores(
         rate=target.rate,
         divergence=divergence,
@@ -134,7 +151,7 @@ def evaluate(
         baseline_rate=other.rate if other else None,
         others=others,
         positions=Positions.of(target.responses, loaded, model.template, max_tokens=longest),
-        labels={MARKERS: target.labels},
+        labels=labels,
         baseline_labels=other.labels if other else (),
         unfinished=target.unfinished,
         responses=target.responses,

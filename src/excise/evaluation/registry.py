@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from excise.behaviors import Behavior, PromptSet
-from excise.errors import InputError, ScorerError
-from excise.evaluation.reference import Reference
+from excise.errors import ExciseError, InputError, ScorerError
+from excise.evaluation.reference import Divergence, Reference
 from excise.model import EditableModel
+from excise.model.generate import Response
 from excise.progress import Progress, silent
 
 
@@ -21,6 +22,9 @@ class Subject:
 
     reference   what the base model does on the baseline prompts
     max_tokens  per response; None: the behavior's own
+    responses   to the target prompts, where they were generated already (see `excise.evaluation.responses`)
+    baseline_responses  the same for the baseline prompts
+    divergence  from the reference, where it was measured already
     """
 
     model: EditableModel
@@ -30,6 +34,9 @@ class Subject:
     max_tokens: int | None = None
     batch_size: int | None = None
     progress: Progress = silent
+    responses: tuple[Response, ...] = ()
+    baseline_responses: tuple[Response, ...] = ()
+    divergence: Divergence | None = None
 
 
 Scorer = Callable[[Subject], Mapping[str, Any]]
@@ -59,6 +66,11 @@ def scorers() -> Mapping[str, Scorer]:
     return dict(_SCORERS)
 
 
+def replace(name: str, function: Scorer) -> None:
+    """Register a function under `name` in place of the one that has it, if any does."""
+    _SCORERS[name] = function
+
+
 def declared_keys(name: str) -> tuple[str, ...] | None:
     """The keys that a scorer said it returns; None where it did not say."""
     return _KEYS.get(name)
@@ -72,6 +84,8 @@ def ask(name: str, subject: Subject) -> Mapping[str, Any]:
         )
     try:
         values: Any = _SCORERS[name](subject)
+    except ExciseError:  # says what to do about it already
+        raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)[1:2]
         where = "".join(f" in {Path(frame.filename).name}, line {frame.lineno}" for frame in frames)

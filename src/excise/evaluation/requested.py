@@ -1,0 +1,134 @@
+"""Scorers that run only when they are asked for by name: `NAME` or `NAME:ARGUMENT`, as in `--score`.
+
+They cost more than what is always measured, or need something: a file, a package, another model. Adding one is adding a
+file to `excise.evaluation.shipped`, or a module of your own (`--scorer-module`), with one line that registers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from excise.errors import InputError
+from excise.evaluation import registry
+from excise.evaluation.labellers import Answers, label_all, labellers, labellers_for
+from excise.evaluation.registry import Scorer, Subject
+from excise.evaluation.responses import answers_in, target_responses
+
+LABELLERS = "labellers"
+"""The name under which all requested labellers run, as one scorer: they share the responses."""
+
+Maker = Callable[[str], Scorer]
+
+
+@dataclass(frozen=True)
+class _Offer:
+    make: Maker
+    argument: str
+    required: bool
+
+
+_OFFERS: dict[str, _Offer] = {}
+
+
+def offered(name: str) -> Callable[[Scorer], Scorer]:
+    """Offer a scorer under `name`. It returns JSON values by key, which appear under the name it was asked for by."""
+
+    def register(function: Scorer) -> Scorer:
+        _offer(name, _Offer(lambda _: function, "", False))
+        return function
+
+    return register
+
+
+def offered_with(name: str, argument: str, *, required: bool = True) -> Callable[[Maker], Maker]:
+    """Offer what makes a scorer of an argument: `NAME:ARGUMENT`. It may refuse it with an `InputError`.
+
+    argument  what it is, for the help: `FILE.jsonl`
+    required  whether `NAME` alone is refused; else it gets an empty argument
+    """
+
+    def register(make: Maker) -> Maker:
+        _offer(name, _Offer(make, argument, required))
+        return make
+
+    return register
+
+
+def score_names() -> list[str]:
+    """What can be asked for, as it is written: `perplexity:FILE`, `judge[:MODEL]`, and scorers of the user's own."""
+    forms = [_form(name, offer.argument, offer.required) for name, offer in _OFFERS.items()]
+    forms += [_form(name, argument, False) for name, argument in labellers().items()]
+    return sorted({*forms, *registry.scorers()})
+
+
+def scorer_named(text: str) -> Scorer:
+    """The scorer of `NAME` or `NAME:ARGUMENT`: an offered one, a labeller, or one that is registered.
+
+    What an offered scorer returns is under the very text it was asked for by: `perplexity:notes.txt`.
+
+    Raises `InputError` for a name that is unknown, or an argument that is missing, not wanted, or cannot be used.
+    """
+    name, colon, argument = text.partition(":")
+    if name in labellers():
+        return partial(_label, [text])
+    if name in _OFFERS:
+        offer = _OFFERS[name]
+        if (offer.required and not argument) or (colon and not offer.argument):
+            raise InputError(f"'{text}' is not how that is asked for", hint=_form(name, offer.argument, offer.required))
+        return partial(_nested, text, offer.make(argument))
+    if text in registry.scorers():
+        return registry.scorers()[text]
+    raise InputError(f"there is no scorer '{name}'", hint=f"known: {', '.join(score_names())}")
+
+
+def request_scorers(texts: Sequence[str]) -> tuple[str, ...]:
+    """Have these scorers run with every `evaluate` of this process, and be known to `--rate-by` and `--damage-by`.
+
+    All labellers become one scorer, so that each is compared with every other. Asking twice changes nothing. Returns
+    the names they run under. Raises `InputError`.
+    """
+    chosen = [text for text in texts if text.partition(":")[0] in labellers()]
+    found = {text: scorer_named(text) for text in texts if text not in chosen}
+    for text in chosen:
+        scorer_named(text)
+    if chosen:
+        found[LABELLERS] = partial(_label, chosen)
+    for name, function in found.items():
+        registry.replace(name, function)
+    return tuple(found)
+
+
+def answers_of_subject(subject: Subject) -> Answers:
+    """What labellers are given: the model's answers to the target prompts."""
+    return Answers(
+        behavior=subject.behavior,
+        prompts=subject.prompts.target,
+        texts=answers_in(target_responses(subject), subject.model.template, subject.behavior),
+        device=subject.model.device,
+        batch_size=subject.batch_size,
+        progress=subject.progress,
+    )
+
+
+def _nested(text: str, function: Scorer, subject: Subject) -> Mapping[str, Any]:
+    return {text: function(subject)}
+
+
+def _label(names: Sequence[str], subject: Subject) -> Mapping[str, Any]:
+    chosen = labellers_for(subject.behavior, names)
+    return label_all(answers_of_subject(subject), chosen).to_json()
+
+
+def _form(name: str, argument: str, required: bool) -> str:
+    if not argument:
+        return name
+    return f"{name}:{argument}" if required else f"{name}[:{argument}]"
+
+
+def _offer(name: str, offer: _Offer) -> None:
+    if name in _OFFERS:
+        raise InputError(f"there is a scorer '{name}' already", hint="choose another name")
+    _OFFERS[name] = offer
