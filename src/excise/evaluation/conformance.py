@@ -27,7 +27,7 @@ import torch
 from excise.behaviors import Behavior, PromptSet
 from excise.demo import MODEL_PATH, PROMPTS_PATH
 from excise.edit import Edit
-from excise.evaluation.labellers import Answers, Labeller, Verdicts
+from excise.evaluation.labelling import Answers, Labeller, Verdicts
 from excise.evaluation.labels import LABELS
 from excise.evaluation.reference import Reference
 from excise.evaluation.registry import Scorer, Subject

@@ -13,7 +13,7 @@ from typing import Any
 
 from excise.errors import InputError
 from excise.evaluation import registry
-from excise.evaluation.labellers import Answers, label_all, labellers, labellers_for
+from excise.evaluation.labelling import Answers, label_all, labellers, labellers_for
 from excise.evaluation.registry import Scorer, Subject
 from excise.evaluation.responses import answers_in, target_responses
 
