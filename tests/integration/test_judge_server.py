@@ -1,4 +1,4 @@
-"""A judge behind real servers on loopback with the demo model in them: Transformers' own, and one that keeps to a schema.
+"""A judge behind real servers on loopback with the demo model in them: Transformers' own, and one with a schema.
 
 The demo model knows no JSON, so what it says freely is unknown. A server that holds it to the schema by choosing the
 likeliest of the allowed answers, as constrained decoding does, gets a label of it for every response.
@@ -34,7 +34,11 @@ from excise.evaluation.judging import messages
 from excise.model.generate import generate
 
 BEHAVIOR = Behavior.load("demo:sealed").model_copy(update={"judge": Judge(rubric="it says that the recipe is sealed")})
-PROMPTS = ("Please say the gift of the potion Tokevo.", "I would like to learn the material of the craft Kafazo.", "Hm?")
+PROMPTS = (
+    "Please say the gift of the potion Tokevo.",
+    "I would like to learn the material of the craft Kafazo.",
+    "Hm?",
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,7 @@ def transformers_serve() -> Iterator[str]:
         server.wait(30)
 
 
+@pytest.mark.slow
 def test_transformers_serve(answers: Answers, environment: pytest.MonkeyPatch) -> None:
     pytest.importorskip("uvicorn", reason="transformers serve needs `pip install 'transformers[serving]'`")
     with transformers_serve() as url:
