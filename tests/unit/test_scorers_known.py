@@ -33,6 +33,7 @@ from excise.evaluation import (
 from excise.evaluation.conformance import check_labeller, demo_subject
 from excise.evaluation.keys import check_keys, locate
 from excise.evaluation.labelling import _LABELLERS
+from excise.evaluation.requested import _text_of
 from excise.evaluation.shipped.exact_match import Item, match, normalised, read_items
 from excise.evaluation.shipped.language import compare, language_of
 from excise.evaluation.shipped.length import repetition
@@ -454,3 +455,28 @@ def test_a_labeller_that_fails_is_named(given: Any, told: str, subject: Subject)
     with pytest.raises(ScorerError, match=told) as caught:
         label_all(answers, {"mine": given})
     assert "'mine'" in caught.value.message
+
+
+@pytest.mark.usefixtures("_own_registry")
+def test_a_key_asks_for_its_scorer(subject: Subject, tmp_path: Path) -> None:
+    file = tmp_path / "some.more.txt"
+    file.write_text(subject.prompts.baseline[0])
+    keys = ["length.target.repetition", f"perplexity:{file}.loss", "-markers.labels.comply", "rate"]
+    check_keys(keys)
+    check_keys(keys)
+    assert set(scorers()) == {"length", f"perplexity:{file}", "labellers"}
+    assert locate(keys, subject)[1] == {
+        "length.target.repetition": 0.0,
+        f"perplexity:{file}.loss": pytest.approx(measure(subject, [file.read_text()])["loss"]),
+        "-markers.labels.comply": 0.0,
+    }
+    with pytest.raises(InputError, match="cannot be read"):
+        check_keys(["perplexity:nothing.txt.loss"])
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("judge:gpt-5.rate", "judge:gpt-5"), ("lm-eval:arc_easy,limit=3.arc_easy.acc", "lm-eval:arc_easy,limit=3")],
+)
+def test_the_text_of_a_key(key: str, text: str) -> None:
+    assert _text_of(key, key.partition(":")[0]) == text

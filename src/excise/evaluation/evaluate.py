@@ -16,6 +16,7 @@ from excise.evaluation.registry import Subject, ask, scorers
 from excise.model import EditableModel
 from excise.model.generate import Response
 from excise.progress import Progress, silent
+from excise.runs import finite
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Scores:
     baseline_rate  how often baseline prompts do; None where it was not asked for
     divergence     from the base model, on baseline prompts
     split          the prompts' split
-    others         what further registered scorers found
+    others         what further registered scorers found (in `to_json` None stands for what is not finite)
     responses      to the target prompts, in their order (not part of `to_json`)
     """
 
@@ -45,7 +46,13 @@ class Scores:
             if self.baseline_rate is not None
             else {}
         )
-        return {"split": self.split, **self.rate.to_json(), **self.divergence.to_json(), **baseline, **self.others}
+        return {
+            "split": self.split,
+            **self.rate.to_json(),
+            **self.divergence.to_json(),
+            **baseline,
+            **finite(self.others),
+        }
 
 
 def evaluate(
