@@ -63,11 +63,19 @@ def test_a_reference_of_another_split_is_refused(model: EditableModel) -> None:
 def test_a_scorer_is_one_registered_function(model: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_SCORERS", dict(scorers()))
 
+    seen: list[Subject] = []
+
     @scorer("prompts")
-    def count_prompts(subject: Subject) -> dict[str, int]:
-        return {"prompts": len(subject.prompts.target) + len(subject.reference.prompts)}
+    def count_prompts(subject: Subject) -> dict[str, float]:
+        seen.append(subject)
+        return {"prompts": len(subject.prompts.target) + len(subject.reference.prompts), "unknown": float("nan")}
 
     assert "prompts" in scorers()
-    assert evaluate(model, BEHAVIOR, splits=SPLITS, tokens=2).to_json()["prompts"] == 7
+    scores = evaluate(model, BEHAVIOR, splits=SPLITS, tokens=2)
+    assert scores.to_json()["prompts"] == 7
+    assert scores.to_json()["unknown"] is None
+    assert seen[0].responses == scores.responses  # shared, not generated again
+    assert seen[0].baseline_responses == scores.baseline_responses
+    assert seen[0].divergence is scores.divergence
     with pytest.raises(ExciseError, match="already"):
         scorer("prompts")(count_prompts)

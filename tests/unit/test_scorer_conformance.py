@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from excise.behaviors import Behavior
 from excise.behaviors.measures import Margin
-from excise.evaluation import Answers, Subject, Verdicts, labellers_for, score_names, scorer_named
+from excise.evaluation import Answers, Subject, Verdicts, labellers_for, labelling, requested, score_names, scorer_named
 from excise.evaluation.conformance import check_labeller, check_scorer, demo_subject
 from excise.model.generate import generate
 
@@ -140,3 +141,14 @@ def test_a_labeller_that_breaks_a_rule_is_told_which(function: Callable[[Answers
 
 def test_a_labeller_may_leave_everything_unknown() -> None:
     check_labeller(lambda answers: [None] * len(answers.texts))
+
+
+def test_the_examples_of_the_documentation_conform(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> None:
+    monkeypatch.setattr("excise.evaluation.requested._OFFERS", dict(requested._OFFERS))
+    monkeypatch.setattr("excise.evaluation.labelling._LABELLERS", dict(labelling._LABELLERS))
+    page = (Path(__file__).parents[2] / "docs" / "scorers.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "@offered" in block]
+    exec(code, {"__name__": "examples"})
+    check_scorer(scorer_named("shouting"), subject)
+    check_scorer(scorer_named("at-most:50"), subject)
+    check_labeller(labellers_for(subject.behavior, ["yes-or-no"])["yes-or-no"])

@@ -14,7 +14,7 @@ import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from excise import Edit
-from excise.behaviors import Behavior, PromptSet, Splits
+from excise.behaviors import Behavior, PromptSet
 from excise.behaviors.measures import Classifier, Margin
 from excise.errors import BehaviorError, InputError, ModelError, ScorerError
 from excise.evaluation import (
@@ -22,7 +22,6 @@ from excise.evaluation import (
     Subject,
     label_all,
     labeller,
-    labellers,
     labellers_for,
     labellers_of,
     registry,
@@ -31,10 +30,10 @@ from excise.evaluation import (
     scorer_named,
     scorers,
 )
-from excise.evaluation import labellers as _labellers_function
 from excise.evaluation.conformance import check_labeller, demo_subject
 from excise.evaluation.keys import check_keys, locate
-from excise.evaluation.labellers import _LABELLERS
+from excise.evaluation.labelling import _LABELLERS
+from excise.evaluation.requested import _text_of
 from excise.evaluation.shipped.exact_match import Item, match, normalised, read_items
 from excise.evaluation.shipped.language import compare, language_of
 from excise.evaluation.shipped.length import repetition
@@ -43,8 +42,6 @@ from excise.evaluation.shipped.margin import margins_of
 from excise.evaluation.shipped.perplexity import measure, read_documents
 from excise.model.generate import Response
 from zoo.letters import letters
-
-assert _labellers_function is labellers
 
 
 class Told(str):
@@ -343,7 +340,8 @@ def test_a_classifier_beside_the_behavior_file_is_found(classifier: Path) -> Non
     (classifier.parent / "a.txt").write_text("one\n")
     file = classifier.parent / "mine.toml"
     file.write_text(
-        f'target = "a.txt"\nbaseline = "a.txt"\n[detectors]\nmarkers = ["x"]\n[classifier]\nmodel = "{classifier.name}"\n'
+        'target = "a.txt"\nbaseline = "a.txt"\n[detectors]\nmarkers = ["x"]\n'
+        f'[classifier]\nmodel = "{classifier.name}"\n'
         'labels = {refusal = "behavior"}\n'
     )
     loaded = Behavior.load(file)
@@ -357,8 +355,8 @@ def test_a_classifier_beside_the_behavior_file_is_found(classifier: Path) -> Non
 def test_lm_eval_runs_a_local_task_with_the_edit_live(subject: Subject, tmp_path: Path) -> None:
     answers = [response.text for response in subject.baseline_responses]
     rows = [
-        {"question": prompt, "choices": [answer, answer[::-1]], "right": 0}
-        for prompt, answer in zip(subject.prompts.baseline, answers, strict=True)
+        {"question": prompt, "choices": [answer, other], "right": 0}
+        for prompt, answer, other in zip(subject.prompts.baseline, answers, answers[1:] + answers[:1], strict=True)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = tmp_path / "crafts.yaml"
@@ -411,7 +409,7 @@ def test_every_name_is_told() -> None:
 def test_requested_scorers_run_with_evaluate_and_are_known_to_searches(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("excise.evaluation.labellers._LABELLERS", dict(_LABELLERS))
+    monkeypatch.setattr("excise.evaluation.labelling._LABELLERS", dict(_LABELLERS))
     seen: list[tuple[str, ...]] = []
 
     @labeller("mine")
@@ -426,8 +424,6 @@ def test_requested_scorers_run_with_evaluate_and_are_known_to_searches(
 
     assert request_scorers(["mine", "length", "other"]) == ("length", "labellers")
     assert request_scorers(["mine", "length", "other"]) == ("length", "labellers")
-    splits = Splits(*([subject.prompts] * 0), **{name: subject.prompts for name in ()}) if False else None
-    del splits
     found = scorers()["labellers"](subject)
     assert seen[0] == seen[1] == tuple(response.text for response in subject.responses)
     assert set(found) == {"markers", "mine", "other"}
@@ -459,3 +455,28 @@ def test_a_labeller_that_fails_is_named(given: Any, told: str, subject: Subject)
     with pytest.raises(ScorerError, match=told) as caught:
         label_all(answers, {"mine": given})
     assert "'mine'" in caught.value.message
+
+
+@pytest.mark.usefixtures("_own_registry")
+def test_a_key_asks_for_its_scorer(subject: Subject, tmp_path: Path) -> None:
+    file = tmp_path / "some.more.txt"
+    file.write_text(subject.prompts.baseline[0])
+    keys = ["length.target.repetition", f"perplexity:{file}.loss", "-markers.labels.comply", "rate"]
+    check_keys(keys)
+    check_keys(keys)
+    assert set(scorers()) == {"length", f"perplexity:{file}", "labellers"}
+    assert locate(keys, subject)[1] == {
+        "length.target.repetition": 0.0,
+        f"perplexity:{file}.loss": pytest.approx(measure(subject, [file.read_text()])["loss"]),
+        "-markers.labels.comply": 0.0,
+    }
+    with pytest.raises(InputError, match="cannot be read"):
+        check_keys(["perplexity:nothing.txt.loss"])
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("judge:gpt-5.rate", "judge:gpt-5"), ("lm-eval:arc_easy,limit=3.arc_easy.acc", "lm-eval:arc_easy,limit=3")],
+)
+def test_the_text_of_a_key(key: str, text: str) -> None:
+    assert _text_of(key, key.partition(":")[0]) == text

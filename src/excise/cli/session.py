@@ -19,7 +19,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -29,6 +28,7 @@ from rich.text import Text
 from excise.cli.progress import ProgressLine, Stream
 from excise.errors import DiskFullError, ExciseError, InputError
 from excise.progress import Progress
+from excise.runs import finite
 
 if TYPE_CHECKING:
     from excise.config import RunConfig
@@ -201,18 +201,9 @@ def _failed(error: ExciseError, stdout: Stream, *, as_json: bool, debug: bool, c
     return code
 
 
-def _finite(value: Any) -> Any:
-    """The value with null for what is no number: JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
-
-
 def _print(outcome: Outcome, stdout: Stream, *, as_json: bool) -> None:
     if as_json:
-        stdout.write(json.dumps(_finite(outcome.data), indent=1, ensure_ascii=False) + "\n")
+        stdout.write(json.dumps(finite(outcome.data), indent=1, ensure_ascii=False) + "\n")
     else:
         # In a pipe or a file there is no edge to wrap at.
         console = Console(file=cast("IO[str]", stdout), width=None if stdout.isatty() else 200)

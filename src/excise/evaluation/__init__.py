@@ -5,7 +5,7 @@ from excise.evaluation import shipped as _shipped  # noqa: F401 - registers what
 from excise.evaluation.agreement import Kappa, cohens_kappa
 from excise.evaluation.evaluate import Scores, evaluate
 from excise.evaluation.keys import KEYS, check_keys
-from excise.evaluation.labellers import (
+from excise.evaluation.labelling import (
     Answers,
     Labelling,
     Verdicts,

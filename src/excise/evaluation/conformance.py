@@ -27,7 +27,7 @@ import torch
 from excise.behaviors import Behavior, PromptSet
 from excise.demo import MODEL_PATH, PROMPTS_PATH
 from excise.edit import Edit
-from excise.evaluation.labellers import Answers, Labeller, Verdicts
+from excise.evaluation.labelling import Answers, Labeller, Verdicts
 from excise.evaluation.labels import LABELS
 from excise.evaluation.reference import Reference
 from excise.evaluation.registry import Scorer, Subject
@@ -93,7 +93,8 @@ def demo_subject() -> Subject:
     """The demo model, four target and four baseline prompts of its sealed subjects, and what it does on them."""
     model, behavior = load(MODEL_PATH, dtype="float32", device_map="cpu"), Behavior.load("demo:sealed")
     prompts = PromptSet(target=_prompts("sealed_tune"), baseline=_prompts("sealed_baseline_tune"))
-    plain = Subject(model, behavior, prompts, Reference.measure(model, prompts.baseline, behavior, tokens=8))
+    reference = Reference.measure(model, prompts.baseline, behavior, tokens=8)
+    plain = Subject(model, behavior, prompts, reference, max_tokens=16)
     return replace(plain, responses=target_responses(plain), baseline_responses=baseline_responses(plain))
 
 

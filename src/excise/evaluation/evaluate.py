@@ -20,6 +20,7 @@ from excise.evaluation.requested import answers_of_subject
 from excise.model import EditableModel
 from excise.model.generate import Response
 from excise.progress import Progress, silent
+from excise.runs import finite
 
 Side = Literal["target", "baseline"]
 
@@ -32,7 +33,7 @@ class Scores:
     baseline_rate  how often baseline prompts do; None where it was not asked for
     divergence     from the base model, on baseline prompts
     split          the prompts' split
-    others         what further registered scorers found
+    others         what further registered scorers found (in `to_json` None stands for what is not finite)
     positions      where in the responses to target prompts the behavior begins
     labels         of those responses, by the name of the labeller ("markers": the behavior's detectors); from here on
                    nothing is part of `to_json`
@@ -66,7 +67,7 @@ class Scores:
             **self.divergence.to_json(),
             **baseline,
             **where,
-            **self.others,
+            **finite(self.others),
         }
 
 

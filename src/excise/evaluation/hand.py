@@ -17,7 +17,7 @@ from excise.behaviors.measures import Label
 from excise.config import RunConfig
 from excise.errors import InputError
 from excise.evaluation.agreement import cohens_kappa
-from excise.evaluation.labellers import Answers, Labeller, label_all
+from excise.evaluation.labelling import Answers, Labeller, label_all
 from excise.evaluation.rate import Rate
 from excise.model.thinking import answer_start
 from excise.progress import Progress, silent

@@ -16,6 +16,7 @@ from typing import Any
 from excise.errors import InputError, ScorerError
 from excise.evaluation.labels import LABELS
 from excise.evaluation.registry import Subject, ask, declared_keys, scorers
+from excise.evaluation.requested import request_for_keys
 from excise.evaluation.statistics import Summary
 
 KEYS: tuple[str, ...] = (
@@ -52,8 +53,10 @@ def value_at(values: Mapping[str, Any], key: str) -> float | None:
 def check_keys(keys: Sequence[str]) -> None:
     """Refuse a key that cannot be one, without running any scorer. Raises `InputError`.
 
+    What comes with the package and is run when asked for (`judge.rate`) is asked for by its key.
     Scorers that do not say which keys they return may return any: what is left open then is told by `locate`.
     """
+    request_for_keys([key for key in keys if not is_built_in(key)])
     for key in keys:
         path = path_of(key)
         taken = path.partition(".")[0] in _HEADS | {""}

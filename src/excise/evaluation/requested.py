@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from excise.errors import InputError
 from excise.evaluation import registry
-from excise.evaluation.labellers import Answers, label_all, labellers, labellers_for
+from excise.evaluation.labelling import Answers, label_all, labellers, labellers_for
 from excise.evaluation.registry import Scorer, Subject
 from excise.evaluation.responses import answers_in, target_responses
 
@@ -87,18 +88,44 @@ def scorer_named(text: str) -> Scorer:
 def request_scorers(texts: Sequence[str]) -> tuple[str, ...]:
     """Have these scorers run with every `evaluate` of this process, and be known to `--rate-by` and `--damage-by`.
 
-    All labellers become one scorer, so that each is compared with every other. Asking twice changes nothing. Returns
-    the names they run under. Raises `InputError`.
+    All labellers become one scorer, with those that were requested before, so that each is compared with every other.
+    Asking twice changes nothing. Returns the names they run under. Raises `InputError`.
     """
     chosen = [text for text in texts if text.partition(":")[0] in labellers()]
     found = {text: scorer_named(text) for text in texts if text not in chosen}
     for text in chosen:
         scorer_named(text)
     if chosen:
-        found[LABELLERS] = partial(_label, chosen)
+        before = registry.scorers().get(LABELLERS)
+        earlier = before.args[0] if isinstance(before, partial) and before.func is _label else []
+        found[LABELLERS] = partial(_label, list(dict.fromkeys([*earlier, *chosen])))
     for name, function in found.items():
         registry.replace(name, function)
     return tuple(found)
+
+
+def request_for_keys(keys: Sequence[str]) -> None:
+    """Request what keys such as `judge.rate` or `-lm-eval:arc_easy.arc_easy.acc` are of, as far as that is on offer.
+
+    Raises `InputError` for an argument that cannot be used.
+    """
+    known = {*_OFFERS, *labellers()} - registry.scorers().keys()
+    for key in keys:
+        path = key.removeprefix("-")
+        name = max((name for name in known if path.startswith((f"{name}.", f"{name}:"))), key=len, default=None)
+        if name is not None:
+            request_scorers([_text_of(path, name)])
+
+
+def _text_of(path: str, name: str) -> str:
+    """The part of a key that is what a scorer is asked for by: up to a dot, of which an argument may hold several."""
+    if path[len(name)] == "." or path.endswith(":"):
+        return name
+    argument = path[len(name) + 1 :]
+    places = [place for place, character in enumerate(argument) if character == "."]
+    files = [argument[:place] for place in places[::-1] if Path(argument[:place].partition(",")[0]).is_file()]
+    shortest = argument[: places[0]] if places else argument
+    return f"{name}:{files[0] if files else shortest}"
 
 
 def answers_of_subject(subject: Subject) -> Answers:

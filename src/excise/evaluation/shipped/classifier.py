@@ -12,7 +12,7 @@ import torch
 from excise.behaviors import Behavior
 from excise.behaviors.measures import Classifier, Label
 from excise.errors import BehaviorError, ModelError
-from excise.evaluation.labellers import Answers, Verdicts, labeller
+from excise.evaluation.labelling import Answers, Verdicts, labeller
 from excise.model.forward import batches_by_length
 from excise.model.locate import locate
 

@@ -75,11 +75,11 @@ def match(items: Sequence[Item], texts: Sequence[str]) -> dict[str, Any]:
 
 def normalised(text: str) -> str:
     """As SQuAD compares answers (Rajpurkar et al. 2016), for all scripts: compatibility forms folded, lower case,
-    without punctuation and the articles a, an, the; blanks single. `1,000` and `1000` are the same."""
+    without punctuation and the articles a, an, the; blanks single. `1,000` and `1000` are the same, 5 and -5 not."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    folded = re.sub(r"(?<=\d),(?=\d{3}\b)", "", folded)
+    folded = re.sub(r"(?<=\d),(?=\d{3}\b)|(?<=\w)[-+](?!\w)", "", folded)
+    folded = re.sub(r"(?<=\w)[-+]|[-+](?!\d)", " ", folded)  # what is left of them are signs of numbers
     kept = "".join(" " if unicodedata.category(one)[0] in "PS" and one not in "+-%" else one for one in folded)
-    kept = re.sub(r"(?<!\w)[-+](?!\d)|(?<=\w)[-+](?=\s|$)", " ", kept)
     return " ".join(_ARTICLES.sub(" ", kept).split())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from excise.evaluation.judging import Client, Endpoint, Opinion, VerdictCache, judge_all, messages, schema
 from excise.evaluation.judging.panel import failures
 from excise.evaluation.judging.question import rubric_of
-from excise.evaluation.labellers import Answers, Verdicts, labeller_with
+from excise.evaluation.labelling import Answers, Verdicts, labeller_with
 from excise.progress import Progress, tell
 
 

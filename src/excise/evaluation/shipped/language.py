@@ -18,6 +18,8 @@ SURE = 0.8
 """Below this confidence a text's language is unknown."""
 _SHORTEST = 12  # letters; below that a guess says little, unless each letter is a word of its own
 _SHORTEST_DENSE = 4
+_PART_OF = {"wuu": "zh", "yue": "zh", "nan": "zh", "lzh": "zh", "nb": "no", "nn": "no"}
+"""Written alike as far as short texts tell."""
 _DENSE = 0x2E80  # from here on: the scripts of East Asia
 
 
@@ -57,8 +59,11 @@ def language_of(text: str) -> str | None:
     dense = sum(ord(character) >= _DENSE for character in letters)
     if len(letters) < (_SHORTEST_DENSE if 2 * dense > len(letters) else _SHORTEST):
         return None
-    code, confidence = _identifier().classify(text)
-    return str(code) if confidence >= SURE else None
+    found: Counter[str] = Counter()
+    for code, confidence in _identifier().rank(text):
+        found[_PART_OF.get(code, code)] += confidence
+    ((code, confidence),) = found.most_common(1)
+    return code if confidence >= SURE else None
 
 
 @cache

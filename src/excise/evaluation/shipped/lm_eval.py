@@ -105,9 +105,10 @@ def run(subject: Subject, plan: Plan) -> dict[str, Any]:
                 bootstrap_iters=1000,
                 log_samples=False,
             )
-        except (KeyError, ValueError, OSError, AttributeError) as error:
+        except Exception as error:  # tasks are code and data of all kinds
+            told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise ScorerError(
-                f"lm-eval cannot run {', '.join(plan.tasks)}: {' '.join(str(error).split())[:300]}",
+                f"lm-eval cannot run {', '.join(plan.tasks)}: {told}",
                 hint=f"`lm-eval ls tasks` lists those it knows; {_FORM}",
             ) from error
     results: Mapping[str, Mapping[str, Any]] = found["results"] if found else {}

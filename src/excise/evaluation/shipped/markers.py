@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from excise.behaviors.measures import Label
-from excise.evaluation.labellers import MARKERS, Answers, labeller
+from excise.evaluation.labelling import MARKERS, Answers, labeller
 from excise.evaluation.labels import label_response
 
 

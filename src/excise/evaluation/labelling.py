@@ -188,15 +188,15 @@ def _verdicts(name: str, function: Labeller, answers: Answers) -> Verdicts:
             f"the labeller '{name}' failed{where}: {type(error).__name__}: {error}",
             hint="mend it and call the same command again",
         ) from error
-    found = said if isinstance(said, Verdicts) else Verdicts(tuple(said))
-    wrong = [label for label in found.labels if label is not None and label not in LABELS]
-    if wrong or len(found.labels) != len(answers.texts):
-        what = f"the label {wrong[0]!r}" if wrong else f"{len(found.labels)} labels for {len(answers.texts)} answers"
+    labels = said.labels if isinstance(said, Verdicts) else tuple(said)
+    wrong = [label for label in labels if label is not None and label not in LABELS]
+    if wrong or len(labels) != len(answers.texts):
+        what = f"the label {wrong[0]!r}" if wrong else f"{len(labels)} labels for {len(answers.texts)} answers"
         raise ScorerError(
             f"the labeller '{name}' returned {what}",
             hint=f"return one of {', '.join(LABELS)} for every answer, or None where it cannot tell",
         )
-    return found
+    return said if isinstance(said, Verdicts) else Verdicts(labels)
 
 
 def _entry(text: str) -> tuple[_Entry, str]:
