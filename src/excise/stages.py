@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ import torch
 from excise.bake import bake, baked_leak, verify
 from excise.bake.source import Source
 from excise.bake.staging import check_room
-from excise.behaviors import Behavior, PromptSet, Splits
+from excise.behaviors import Behavior, Prompt, PromptSet, Splits
 from excise.config import RunConfig
 from excise.directions import Directions
 from excise.edit import Edit, random_control
 from excise.errors import BehaviorNotShownError, InputError
 from excise.evaluation import Reference, Scores, behavior_rate, evaluate
-from excise.find import find_directions
+from excise.find import find_directions, fit_where_shown, where_shown
 from excise.model import EditableModel, Survey
 from excise.model.checkpoint import Checkpoint
 from excise.model.weights import is_quantised
@@ -138,6 +138,24 @@ def forecast(job: Job) -> None:
         tell(job.progress, cost.sentence(found, cuda=job.model.device.type == "cuda"))
         value = found.to_json()
     stage.save(value)
+
+
+def fit_on_shown(job: Job) -> Job:
+    """With `shown_only` the job whose fit split holds those target prompts alone where the model shows the behavior.
+
+    Raises `PromptError` where too few are left.
+    """
+    if not job.config.shown_only:
+        return job
+    stage = job.stage("shown")
+    if not stage.done:
+        shown = fit_where_shown(
+            job.model, job.behavior, job.splits, batch_size=job.config.batch_size, progress=job.progress
+        )
+        stage.save({"shown": list(shown), "of": len(job.splits.fit.target)})
+    splits, told = where_shown(job.behavior, job.splits, stage.load()["shown"])
+    job.warnings.append(told)
+    return replace(job, splits=splits)
 
 
 def find(job: Job) -> Directions:
@@ -269,5 +287,5 @@ def _save_responses(path: Path, prompts: PromptSet, before: Scores, after: Score
     with writing(path) as scratch, scratch.open("w", encoding="utf-8") as file:
         for side, asked, base, edited in sides:
             for prompt, one, other in zip(asked, base, edited, strict=True):
-                row = {"side": side, "prompt": prompt, "before": one.text, "after": other.text}
+                row = {"side": side, **Prompt.of(prompt).to_json(), "before": one.text, "after": other.text}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")

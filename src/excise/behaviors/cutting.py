@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from excise.behaviors.duplicates import NEAR, Similarity
-from excise.behaviors.prompt import Prompt, normalised
+from excise.behaviors.duplicates import NEAR, Similarity, Vectors
+from excise.behaviors.prompt import Prompt, normalised, words_of
 from excise.behaviors.source import Source
 from excise.behaviors.splits import SPLITS, LeftOut, PromptSet, Side, Split, Splits, SplitSizes, quoted
 from excise.errors import PromptError
@@ -38,8 +38,8 @@ class _Pool:
         return " and ".join(self.sides)
 
     def may_hold_near(self, other: _Pool) -> bool:
-        """Whether near-duplicates in both are harmless: they end in the same split."""
-        return self.splits == other.splits and len(self.splits) == 1
+        """Whether near-duplicates in both may stay: they end in the same split, or on different sides."""
+        return (self.splits == other.splits and len(self.splits) == 1) or not set(self.sides) & set(other.sides)
 
 
 def make_splits(
@@ -83,7 +83,7 @@ def make_splits(
     sets = {
         split: PromptSet(cut[split, "target"], cut[split, "baseline"], cut.get((split, "keep"), ())) for split in SPLITS
     }
-    return Splits(**sets, left_out=tuple(left_out))
+    return Splits(**sets, left_out=tuple(left_out), notes=_alike(sets, similarity))
 
 
 def _pools(sources: Mapping[Side, Mapping[Split, Source]], *, paired: bool) -> Iterator[_Pool]:
@@ -136,22 +136,22 @@ def _fill(pool: _Pool, *, offline: bool) -> list[LeftOut]:
 
 def _without_shared(pools: Sequence[_Pool], overlap: Overlap) -> list[LeftOut]:
     """Take out of each pool what an earlier one (of a later split) holds, too; or refuse."""
-    taken: dict[str, tuple[_Pool, Side, Prompt]] = {}
+    taken: dict[str, tuple[_Pool, Side, Prompt]] = {}  # by words alone: of no use under another system prompt either
     left_out: list[LeftOut] = []
     for pool in pools:
         kept: list[Unit] = []
         shared: list[tuple[Prompt, _Pool, Side, Prompt]] = []
         for unit in pool.units:
-            found = next((prompt for prompt in unit if normalised(prompt) in taken), None)
+            found = next((prompt for prompt in unit if words_of(prompt) in taken), None)
             if found is None:
                 kept.append(unit)
             else:
-                shared.append((found, *taken[normalised(found)]))
+                shared.append((found, *taken[words_of(found)]))
         if shared and overlap == "refuse":
             _refuse(pool, shared)
         for unit in kept:
             for side, prompt in zip(pool.sides, unit, strict=True):
-                taken[normalised(prompt)] = (pool, side, prompt)
+                taken[words_of(prompt)] = (pool, side, prompt)
         pool.units = kept
         left_out += _told(pool, "elsewhere", [(one, other) for one, _, _, other in shared])
     return left_out
@@ -165,7 +165,8 @@ def _refuse(pool: _Pool, shared: Sequence[tuple[Prompt, _Pool, Side, Prompt]]) -
         raise PromptError(
             f"{count} {'prompt is' if count == 1 else 'prompts are'} in both {side} and {pool.kind}, such as "
             f"{quoted(prompt)}",
-            hint="target prompts show the behavior and baseline prompts do not: take each out of one side",
+            hint="target prompts show the behavior and baseline prompts do not: take each out of one side; the same "
+            "prompts under two system prompts need paired = true",
         )
     leaked = [(prompt, other) for prompt, other, _, _ in shared if "report" in other.splits]
     if leaked:
@@ -188,50 +189,54 @@ class _Chooser:
     def __init__(self, similarity: Similarity, overlap: Overlap) -> None:
         self._similarity = similarity
         self._overlap = overlap
-        self._chosen: list[tuple[_Pool, list[Unit], Any]] = []
+        self._chosen: list[tuple[_Pool, list[Unit], Vectors]] = []
 
     def choose(self, pool: _Pool, units: Sequence[Unit], count: int) -> tuple[list[Unit], list[LeftOut]]:
         """The first `count` units that are no near-duplicates of others that may end in another split."""
-        if not self._similarity.on:
+        if not self._similarity.on or not units:
             return list(units[:count]), []
-        width = len(pool.sides)
         chosen: list[Unit] = []
-        vectors: Any = None
+        vectors: Vectors | None = None
         near: list[tuple[Prompt, Prompt]] = []
         for start in range(0, len(units), _BLOCK):
             block = units[start : start + _BLOCK]
             rows = self._similarity.vectors([prompt for unit in block for prompt in unit])
             likes = self._elsewhere(pool, block, rows)
-            picked: list[int] = []
-            # Of a pool that only one split uses, near-duplicates may both stay.
-            within = len(pool.splits) > 1
-            own = None if vectors is None or not within else self._similarity.near(rows, vectors)
-            among = self._similarity.near(rows, rows) if within else None
-            for index, unit in enumerate(block):
-                if len(chosen) == count:
-                    break
-                span = slice(index * width, (index + 1) * width)
-                like = likes[index]
-                if like is None and own is not None and own[span].any():
-                    like = chosen[int(own[span].any(axis=0).argmax()) // width][0]
-                if like is None and among is not None:
-                    like = next(
-                        (block[other][0] for other in picked if among[span, other * width : (other + 1) * width].any()),
-                        None,
-                    )
-                if like is not None:
-                    near.append((unit[0], like))
-                    continue
-                picked.append(index)
-                chosen.append(unit)
-            taken = rows[[index * width + member for index in picked for member in range(width)]]
-            vectors = taken if vectors is None else _stacked(vectors, taken)
+            if len(pool.splits) > 1:  # of a pool that only one split uses, near-duplicates may both stay
+                self._within(block, rows, likes, chosen, vectors)
+            free = [index for index, like in enumerate(likes) if like is None][: count - len(chosen)]
+            looked_at = free[-1] + 1 if free and len(chosen) + len(free) == count else len(block)
+            near += [(block[index][0], like) for index, like in enumerate(likes[:looked_at]) if like is not None]
+            chosen += [block[index] for index in free]
+            width = len(pool.sides)
+            taken = rows.take([index * width + member for index in free for member in range(width)])
+            vectors = taken if vectors is None else vectors.and_then(taken)
             if len(chosen) == count:
                 break
+        assert vectors is not None
         self._chosen.append((pool, chosen, vectors))
         return chosen, _told(pool, "near", near)
 
-    def _elsewhere(self, pool: _Pool, block: Sequence[Unit], rows: Any) -> list[Prompt | None]:
+    def _within(
+        self,
+        block: Sequence[Unit],
+        rows: Vectors,
+        likes: list[Prompt | None],
+        chosen: Sequence[Unit],
+        vectors: Vectors | None,
+    ) -> None:
+        """Fill in for the units of a block which earlier one of their own pool they are like."""
+        width = len(block[0])
+        earlier = None if vectors is None or not chosen else _by_unit(self._similarity.near(rows, vectors), width)
+        among = _by_unit(self._similarity.near(rows, rows), width)
+        for index in range(len(block)):
+            if likes[index] is None and earlier is not None and earlier[index].any():
+                likes[index] = chosen[int(earlier[index].argmax())][0]
+            for other in among[index, :index].nonzero()[0]:
+                if likes[index] is None and likes[int(other)] is None:
+                    likes[index] = block[int(other)][0]
+
+    def _elsewhere(self, pool: _Pool, block: Sequence[Unit], rows: Vectors) -> list[Prompt | None]:
         """For each unit of a block the prompt of another pool that it is like. Raises `PromptError`."""
         width = len(pool.sides)
         likes: list[Prompt | None] = [None] * len(block)
@@ -243,17 +248,41 @@ class _Chooser:
             for row in table.any(axis=1).nonzero()[0]:
                 like = prompts[int(table[row].argmax())]
                 index = int(row) // width
-                leaks = "report" in other.splits and "report" not in pool.splits and set(other.sides) & set(pool.sides)
+                leaks = "report" in other.splits and "report" not in pool.splits
                 if leaks and self._overlap == "refuse":
                     raise _contaminated(pool, other, 1, block[index][int(row) % width], like)
                 likes[index] = likes[index] or like
         return likes
 
 
-def _stacked(above: Any, below: Any) -> Any:
-    from scipy.sparse import vstack
+def _alike(sets: Mapping[Split, PromptSet], similarity: Similarity) -> tuple[str, ...]:
+    """What to say of target prompts that are near-duplicates of baseline prompts in other splits.
 
-    return vstack([above, below], format="csr")
+    They may stay: the two sides of a contrast are meant to be alike, and their difference is what few n-grams show.
+    """
+    if not similarity.on:
+        return ()
+    targets = [(split, prompt) for split, prompts in sets.items() for prompt in prompts.target]
+    baselines = [(split, prompt) for split, prompts in sets.items() for prompt in prompts.baseline]
+    rows, others = (similarity.vectors([prompt for _, prompt in side]) for side in (targets, baselines))
+    table = similarity.near(rows, others)
+    found = []
+    for (split, target), row in zip(targets, table, strict=True):
+        elsewhere = [baselines[int(column)] for column in row.nonzero()[0]]
+        found += [(target, prompt) for other, prompt in elsewhere if other != split][:1]
+    if not found:
+        return ()
+    return (
+        f"{len(found)} target {'prompt is' if len(found) == 1 else 'prompts are'} almost the same as a baseline prompt "
+        f"of another split, such as {quoted(found[0][0])} and {quoted(found[0][1])}: where they belong together, "
+        "write paired = true",
+    )
+
+
+def _by_unit(table: Any, width: int) -> Any:
+    """A table of prompts by prompts, as one of units by units: any prompt of one like any of the other."""
+    rows, columns = table.shape
+    return table.reshape(rows // width, width, columns // width, width).any(axis=(1, 3))
 
 
 def _told(

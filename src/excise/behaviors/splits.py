@@ -92,6 +92,7 @@ class Splits:
     """Four disjoint sets of prompts. Raises `PromptError` where any prompt is in two of them, or on two sides.
 
     left_out  what was not used of the sources
+    notes     what else the user should know of the prompts
     """
 
     fit: PromptSet
@@ -99,6 +100,7 @@ class Splits:
     select: PromptSet
     report: PromptSet
     left_out: tuple[LeftOut, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}
@@ -120,8 +122,8 @@ class Splits:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know of prompts that are not used."""
-        return tuple(item.told() for item in self.left_out if item.reason != "repeated")
+        """What the user should know of the prompts, and of those that are not used."""
+        return (*(item.told() for item in self.left_out if item.reason != "repeated"), *self.notes)
 
     def sizes(self) -> dict[str, list[int]]:
         """`{"fit": [targets, baselines], ...}`; where there are prompts to keep, their number is third."""

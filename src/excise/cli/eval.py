@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from excise.model import EditableModel
 
 
-@command("eval", takes=(*settings("model", "data", but=("allow_partial", "force")), "seed", "scorer_module"))
+@command(
+    "eval", takes=(*settings("model", "data", but=("allow_partial", "force", "shown_only")), "seed", "scorer_module")
+)
 def evaluate(
     session: Session,
     config: RunConfig,
