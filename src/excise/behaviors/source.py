@@ -67,6 +67,21 @@ class Source(BaseModel):
             raise ValueError("give a column or a template: the template names its columns itself")
         return self
 
+    @property
+    def on_hub(self) -> bool:
+        """Whether it is a dataset on the Hub: neither standard input nor anything on this machine."""
+        if self.location == "-" or Path(self.location).expanduser().exists():
+            return False
+        directory = _DIRECTORY.fullmatch(self.location)
+        local = directory is not None and Path(directory["path"]).expanduser().is_dir()
+        return not local and not loaders.looks_like_file(self.location) and _HUB.fullmatch(self.location) is not None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether a dataset on the Hub is named with the commit that it is to be taken from."""
+        hub = _HUB.fullmatch(self.location)
+        return hub is not None and re.fullmatch("[0-9a-f]{40}", hub["revision"] or "") is not None
+
     def resolved(self, folder: Path) -> Source:
         """The same source with a relative path taken from `folder`, where there is such a file."""
         if self.location == "-":
