@@ -228,6 +228,6 @@ class Behavior(BaseModel):
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             raise BehaviorError(
-                f"{where} is not valid: {key}: {first['msg']}",
+                f"{where} is not valid: {key}: {first['msg'].removeprefix('Value error, ')}",
                 hint=f"the keys are: {', '.join(cls.model_fields)}, contrast",
             ) from error

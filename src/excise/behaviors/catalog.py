@@ -40,12 +40,19 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The content of a behavior file with the terms of its patterns filled in.
 
     `[detectors.terms]` names parts of regular expressions; `<name>` in a pattern or a later term stands for one.
+    `detectors = "NAME"` takes those of another behavior, a name or a path relative to this file. Raises `BehaviorError`.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BehaviorError(f"{path} is not a TOML file: {error}", hint="see https://toml.io for its form") from error
     detectors = content.get("detectors")
+    if isinstance(detectors, str):
+        beside = path.parent / detectors
+        other = locate(beside if beside.suffix == ".toml" else detectors)
+        if other.resolve() == path.resolve():
+            raise BehaviorError(f"{path} takes its detectors from itself", hint="name another behavior, or write them")
+        content["detectors"] = read_toml(other).get("detectors")
     if isinstance(detectors, dict) and isinstance(detectors.get("terms"), dict):
         terms: dict[str, str] = {}
         for name, term in detectors.pop("terms").items():

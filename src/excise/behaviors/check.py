@@ -104,7 +104,7 @@ def _parsed(path: Path) -> tuple[Behavior | None, list[Finding]]:
             key = ".".join(str(part) for part in item["loc"])
             known = f" (the keys are: {', '.join(Behavior.model_fields)}, contrast)" if len(item["loc"]) == 1 else ""
             about = known if item["type"] == "extra_forbidden" else ""
-            found.append(Finding("error", key, f"{item['msg']}{about}"))
+            found.append(Finding("error", key, f"{item['msg'].removeprefix('Value error, ')}{about}"))
         return None, found
     except ValueError as error:  # of `resolved`; a ValidationError is one, too
         return None, [Finding("error", "contrast", str(error))]
