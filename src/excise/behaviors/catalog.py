@@ -40,7 +40,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The content of a behavior file with the terms of its patterns filled in.
 
     `[detectors.terms]` names parts of regular expressions; `<name>` in a pattern or a later term stands for one.
-    `detectors = "NAME"` takes those of another behavior, a name or a path relative to this file. Raises `BehaviorError`.
+    `detectors = "NAME"` takes those of another behavior, a name or a path relative to this file.
+
+    Raises `BehaviorError`.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -1,9 +1,10 @@
 """Near-duplicates: prompts that say the same in almost the same words.
 
-Two prompts are as near as the cosine of their character 3- to 5-grams (within words, weighted by TF-IDF over the
-prompts that may be used). A comma, an article, "please" or another order of words leave 0.8 and more; another name in
-the same question, as in prompts made from patterns, leaves less than 0.7. Prompts that differ in a number are never
-near-duplicates.
+Two prompts are as near as the larger of two numbers: the cosine of their character 3- to 5-grams (within words,
+weighted by TF-IDF over the prompts that may be used); and, where one holds all words of the other, the share of its
+words that these are. An article, "please", a typing error or another order of words leave 0.8 and more; another name in
+the same question, as in prompts made from patterns, leaves less than 0.7. Punctuation makes no difference. Prompts that
+differ in a number are never near-duplicates.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ NEAR = 0.8
 """From this similarity on two prompts are near-duplicates, unless another threshold is asked for."""
 
 
+_WORDS = re.compile(r"\w+")
 _WITH_DIGITS = re.compile(r"\w*\d\w*")
 
 
@@ -29,22 +31,26 @@ _WITH_DIGITS = re.compile(r"\w*\d\w*")
 class Vectors:
     """Prompts as they are compared.
 
-    rows     a sparse matrix with a row of length 1 for each
+    grams    a sparse matrix with a row of length 1 for each
+    words    a sparse matrix that says which words each holds
     numbers  a hash of the words with digits in each, of shape (prompts,)
     """
 
-    rows: Any
+    grams: Any
+    words: Any
     numbers: Any
 
     def take(self, indices: Sequence[int]) -> Vectors:
         """Those of some prompts."""
-        return Vectors(self.rows[list(indices)], self.numbers[list(indices)])
+        chosen = list(indices)
+        return Vectors(self.grams[chosen], self.words[chosen], self.numbers[chosen])
 
     def and_then(self, more: Vectors) -> Vectors:
         """These, and more after them."""
         from scipy.sparse import vstack
 
-        return Vectors(vstack([self.rows, more.rows], format="csr"), np.concatenate([self.numbers, more.numbers]))
+        grams, words = (vstack(pair, format="csr") for pair in ((self.grams, more.grams), (self.words, more.words)))
+        return Vectors(grams, words, np.concatenate([self.numbers, more.numbers]))
 
 
 class Similarity:
@@ -64,19 +70,31 @@ class Similarity:
 
     def vectors(self, prompts: Sequence[str]) -> Vectors:
         """Prompts ready to be compared."""
-        words = [words_of(prompt) for prompt in prompts]
-        numbers = [hash(tuple(sorted(_WITH_DIGITS.findall(text)))) for text in words]
-        return Vectors(self._vectoriser.transform(words), np.array(numbers, dtype=np.int64))
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        texts = [_plain(prompt) for prompt in prompts]
+        numbers = [hash(tuple(sorted(_WITH_DIGITS.findall(text)))) for text in texts]
+        words = HashingVectorizer(token_pattern=r"\w+", binary=True, norm=None, alternate_sign=False)
+        return Vectors(self._vectoriser.transform(texts), words.transform(texts), np.array(numbers, dtype=np.int64))
 
     def near(self, some: Vectors, others: Vectors) -> Any:
         """Which of some prompts are near-duplicates of which others: booleans of shape (some, others)."""
+        cosine = (some.grams @ others.grams.T).toarray()
+        shared = (some.words @ others.words.T).toarray()
+        one, other = some.words.sum(axis=1).A1[:, None], others.words.sum(axis=1).A1[None, :]
+        holds_all = shared == np.minimum(one, other)
+        similarity = np.maximum(cosine, np.where(holds_all, shared / np.maximum(np.maximum(one, other), 1), 0.0))
         # A cosine of two equal rows may come out a rounding below 1.
-        alike = (some.rows @ others.rows.T).toarray() >= self.threshold - 1e-9
-        return np.asarray(alike & (some.numbers[:, None] == others.numbers[None, :]))
+        return np.asarray((similarity >= self.threshold - 1e-9) & (some.numbers[:, None] == others.numbers[None, :]))
 
     @cached_property
     def _vectoriser(self) -> Any:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         vectoriser = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, lowercase=False)
-        return vectoriser.fit([words_of(prompt) for prompt in self._corpus])
+        return vectoriser.fit([_plain(prompt) for prompt in self._corpus])
+
+
+def _plain(prompt: str) -> str:
+    """The words alone: punctuation makes no difference."""
+    return " ".join(_WORDS.findall(words_of(prompt)))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, cast
 
 from excise.errors import PromptError
 
@@ -54,7 +54,7 @@ def read_file(path: Path) -> Table:
 
 def read_stdin() -> Table:
     """Standard input: JSON (lines or one document) where it begins like it, else one prompt per line. Read once."""
-    text = _whole(sys.stdin)
+    text = _whole(cast("io.TextIOBase", sys.stdin))
     if text.lstrip()[:1] in ("{", "["):
         return _read_table(text.encode(), _read_json, "standard input")
     return _text_table(text, "standard input")
@@ -199,7 +199,7 @@ def _decoded(content: bytes, where: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _whole(stream: IO[str]) -> str:
+def _whole(stream: io.TextIOBase) -> str:
     """All that a stream holds; kept, because it can be read once."""
     try:
         return stream.read()
