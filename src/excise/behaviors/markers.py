@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,26 +63,20 @@ def propose_markers(
 
     Phrases are 1 to 5 words as they stand in responses. Those whose log-odds ratio between the sides is clear of chance
     are taken greedily: next the one that finds most responses which none found yet. What does not separate held-out
-    responses is left out again, and so are phrases that mostly repeat the prompt.
+    responses is left out again, and so are phrases that repeat the prompt or name the topic of target prompts.
 
     target, baseline  (prompt, response) pairs
     held_out          other responses to target and to baseline prompts
     """
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    answers = [[answer_of(response) for _, response in side] for side in (target, baseline)]
-    counter = CountVectorizer(analyzer=lambda text: list(phrases(text)), binary=True)
-    try:
-        shows = counter.fit_transform([*answers[0], *answers[1]]).toarray().astype(bool)
-    except ValueError:  # no words at all
-        return Proposal((), 0.0, 0.0)
-    names = counter.get_feature_names_out()
+    names, shows = _table([answer_of(response) for _, response in (*target, *baseline)], phrases)
     on_target, on_baseline = shows[: len(target)], shows[len(target) :]
     clear = _log_odds(on_target, on_baseline) > _CLEAR
-    echoes = np.array(
-        [_echoes(name, target) if is_clear else True for name, is_clear in zip(names, clear, strict=True)]
-    )
-    kept = np.flatnonzero(clear & ~echoes)
+    topic = _topic(target, baseline)
+    fit = [
+        is_clear and not topic & set(_WORD.findall(name)) and not _echoes(name, target)
+        for name, is_clear in zip(names, clear, strict=True)
+    ]
+    kept = np.flatnonzero(fit)
     chosen = _cover(names[kept], on_target[:, kept], on_baseline[:, kept], limit)
     checked = [
         marker for marker in (_checked(text, held_out) for text in chosen) if marker.target > 3 * marker.baseline
@@ -103,6 +97,26 @@ def phrases(text: str) -> Iterator[str]:
             if last > first and not _GAP.fullmatch(folded[words[last - 1].end() : words[last].start()]):
                 break
             yield folded[start.start() : words[last].end()]
+
+
+def _table(texts: Sequence[str], pieces: Callable[[str], Iterable[str]]) -> tuple[Any, Any]:
+    """The pieces of all texts, and which text holds which: booleans of shape (texts, pieces)."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    counter = CountVectorizer(analyzer=lambda text: list(pieces(text)), binary=True)
+    try:
+        held = counter.fit_transform(texts).toarray().astype(bool)
+    except ValueError:  # nothing in any of them
+        return np.array([], dtype=str), np.zeros((len(texts), 0), dtype=bool)
+    return counter.get_feature_names_out(), held
+
+
+def _topic(target: Sequence[tuple[str, str]], baseline: Sequence[tuple[str, str]]) -> set[str]:
+    """The words that tell the prompts of the two sides apart: they say what is asked, not how it is answered."""
+    prompts = [prompt.lower().replace("’", "'") for prompt, _ in (*target, *baseline)]
+    words, held = _table(prompts, _WORD.findall)
+    clear = _log_odds(held[: len(target)], held[len(target) :]) > _CLEAR
+    return set(words[clear].tolist())
 
 
 def _log_odds(target: Any, baseline: Any) -> Any:
