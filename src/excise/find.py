@@ -84,8 +84,8 @@ def fit_where_shown(
     return tuple(index for index, label in enumerate(result.labels) if label == "behavior")
 
 
-def where_shown(behavior: Behavior, splits: Splits, shown: Sequence[int]) -> tuple[Splits, str]:
-    """The splits with those target prompts alone to fit on, and the sentence that says how many are left out.
+def where_shown(behavior: Behavior, splits: Splits, shown: Sequence[int]) -> Splits:
+    """The splits with those target prompts alone to fit on; `left_out` says how many are not among them.
 
     Raises `PromptError` where fewer are left than a fit may be made on.
     """
@@ -96,8 +96,7 @@ def where_shown(behavior: Behavior, splits: Splits, shown: Sequence[int]) -> tup
             f"the model shows '{behavior.name}' on {len(shown)} of {count} fit prompts: too few to fit on those alone",
             hint=f"at least {least} are needed: give other or more prompts (--splits), or do without --shown-only",
         )
-    told = f"{count - len(shown)} of {count} fit prompts left out: the model does not show '{behavior.name}' on them"
-    return splits.with_fit_targets(shown, paired=behavior.paired), told
+    return splits.with_fit_targets(shown, paired=behavior.paired)
 
 
 def responses_with_onsets(

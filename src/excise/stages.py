@@ -153,8 +153,8 @@ def fit_on_shown(job: Job) -> Job:
             job.model, job.behavior, job.splits, batch_size=job.config.batch_size, progress=job.progress
         )
         stage.save({"shown": list(shown), "of": len(job.splits.fit.target)})
-    splits, told = where_shown(job.behavior, job.splits, stage.load()["shown"])
-    job.warnings.append(told)
+    splits = where_shown(job.behavior, job.splits, stage.load()["shown"])
+    job.warnings.extend(told for told in splits.warnings if told not in job.splits.warnings)
     return replace(job, splits=splits)
 
 

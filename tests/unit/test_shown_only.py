@@ -44,7 +44,9 @@ def test_fit_prompts_where_it_is_not_shown_are_left_out_once(
     assert kept.splits.fit.baseline == splits.fit.baseline
     assert (kept.splits.tune, kept.splits.report) == (splits.tune, splits.report)
     dropped = len(splits.fit.target) - len(kept.splits.fit.target)
-    assert any(told.startswith(f"{dropped} of 24 fit prompts left out") for told in kept.warnings)
+    said = f"{dropped} target prompts for fit left out: the model does not show the behavior on them"
+    assert any(told.startswith(said) for told in kept.warnings)
+    assert [(item.reason, item.count) for item in kept.splits.left_out][-1] == ("not shown", dropped)
     stored = json.loads(next((tmp_path / "run" / "stages").glob("shown-*/*.json")).read_text())
     assert "shown" in json.dumps(stored)
     monkeypatch.setattr(stages, "fit_where_shown", None)  # what is stored is not generated again
@@ -68,6 +70,6 @@ def test_too_few_are_refused(mixed: Behavior) -> None:
 def test_of_pairs_both_are_left_out(mixed: Behavior) -> None:
     splits = mixed.splits(SIZES)
     paired = mixed.model_copy(update={"paired": True})
-    fewer, _ = where_shown(paired, splits, range(1, 20))
+    fewer = where_shown(paired, splits, range(1, 20))
     assert fewer.fit.target == splits.fit.target[1:20]
     assert fewer.fit.baseline == splits.fit.baseline[1:20]

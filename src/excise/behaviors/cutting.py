@@ -10,7 +10,7 @@ from typing import Any, Literal
 from excise.behaviors.duplicates import NEAR, Similarity, Vectors
 from excise.behaviors.prompt import Prompt, normalised, words_of
 from excise.behaviors.source import Source
-from excise.behaviors.splits import SPLITS, LeftOut, PromptSet, Side, Split, Splits, SplitSizes, quoted
+from excise.behaviors.splits import SPLITS, LeftOut, PromptSet, Reason, Side, Split, Splits, SplitSizes, quoted
 from excise.errors import PromptError
 
 Overlap = Literal["refuse", "drop"]
@@ -285,9 +285,7 @@ def _by_unit(table: Any, width: int) -> Any:
     return table.reshape(rows // width, width, columns // width, width).any(axis=(1, 3))
 
 
-def _told(
-    pool: _Pool, reason: Literal["repeated", "elsewhere", "near"], pairs: Sequence[tuple[Prompt, Prompt]]
-) -> list[LeftOut]:
+def _told(pool: _Pool, reason: Reason, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[LeftOut]:
     if not pairs:
         return []
     return [LeftOut(pool.sides[0], pool.splits, reason, len(pairs), str(pairs[0][0]), str(pairs[0][1]))]

@@ -12,8 +12,15 @@ from excise.errors import PromptError
 
 Split = Literal["fit", "tune", "select", "report"]
 Side = Literal["target", "baseline", "keep"]
+Reason = Literal["repeated", "elsewhere", "near", "not shown"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 SIDES: tuple[Side, ...] = get_args(Side)
+_REASONS: Mapping[Reason, str] = {
+    "repeated": "repeated in their source",
+    "elsewhere": "in another source too",
+    "near": "near-duplicates of prompts that are used",
+    "not shown": "the model does not show the behavior on them",
+}
 MINIMUM: Mapping[Split, int] = {"fit": 16, "tune": 8, "select": 8, "report": 16}
 
 
@@ -61,18 +68,18 @@ class LeftOut:
     side     of which kind they are, and
     splits   for which splits
     reason   "repeated" within their source; "elsewhere": also in another source; "near": a near-duplicate of a prompt
-             that is used
+             that is used; "not shown": the model does not show the behavior on it
     count    how many, near-duplicates only as far as they were looked at: until the splits were full
     example  one of them, and
-    like     the prompt that it is like
+    like     the prompt that it is like, where that is the reason
     """
 
     side: Side
     splits: tuple[Split, ...]
-    reason: Literal["repeated", "elsewhere", "near"]
+    reason: Reason
     count: int
     example: str
-    like: str
+    like: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, without prompts."""
@@ -80,10 +87,10 @@ class LeftOut:
 
     def told(self) -> str:
         """The sentence that says so."""
-        what = "near-duplicates of prompts that are used" if self.reason == "near" else "in another source too"
+        like = f" (like {quoted(self.like)})" if self.like else ""
         return (
             f"{self.count} {self.side} {'prompt' if self.count == 1 else 'prompts'} for {', '.join(self.splits)} left "
-            f"out: {what}, such as {quoted(self.example)} (like {quoted(self.like)})"
+            f"out: {_REASONS[self.reason]}, such as {quoted(self.example)}{like}"
         )
 
 
@@ -136,10 +143,13 @@ class Splits:
         return {split: _digest(self[split]) for split in SPLITS}
 
     def with_fit_targets(self, indices: Sequence[int], *, paired: bool) -> Splits:
-        """The same with only these target prompts to fit on; of pairs, both."""
+        """The same with only these target prompts to fit on, those where the behavior is shown; of pairs, both."""
+        others = [prompt for index, prompt in enumerate(self.fit.target) if index not in set(indices)]
+        left_out = [LeftOut("target", ("fit",), "not shown", len(others), str(others[0]))] if others else []
         target = tuple(self.fit.target[index] for index in indices)
         baseline = tuple(self.fit.baseline[index] for index in indices) if paired else self.fit.baseline
-        return replace(self, fit=replace(self.fit, target=target, baseline=baseline))
+        fit = replace(self.fit, target=target, baseline=baseline)
+        return replace(self, fit=fit, left_out=(*self.left_out, *left_out))
 
 
 def quoted(prompt: str) -> str:

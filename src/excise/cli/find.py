@@ -59,11 +59,10 @@ def find(
     splits = behavior.splits(SplitSizes(*config.splits), seed=config.seed, offline=config.offline)
     model = session.load_model(config, allow_partial=config.allow_partial)
     missed = session.prove(model, config)
-    notes = splits.warnings
     if config.shown_only:
         shown_on = fit_where_shown(model, behavior, splits, batch_size=config.batch_size, progress=session.progress)
-        splits, told = where_shown(behavior, splits, shown_on)
-        notes = (*notes, told)
+        splits = where_shown(behavior, splits, shown_on)
+    notes = splits.warnings
     options: Mapping[str, Any] = {"splits": splits, "seed": config.seed, "batch_size": config.batch_size}
     directions = find_directions(model, behavior, method=method, progress=session.progress, **options)
     if out is not None:

@@ -50,11 +50,10 @@ def search(session: Session, config: RunConfig) -> Outcome:
                 stages=("find", "search"),
             )
             tell(session.progress, cost.sentence(forecast, cuda=model.device.type == "cuda"))
-        notes = splits.warnings
         if config.shown_only:
             shown_on = fit_where_shown(model, behavior, splits, batch_size=config.batch_size, progress=session.progress)
-            splits, told = where_shown(behavior, splits, shown_on)
-            notes = (*notes, told)
+            splits = where_shown(behavior, splits, shown_on)
+        notes = splits.warnings
         found = find_edits(
             model,
             behavior,
