@@ -67,14 +67,36 @@ class RunConfig(BaseModel):
     behavior: str = _setting("refusal", "What to remove: a name (see `excise behaviors`) or a TOML file.", group="data")
     target: str | None = _setting(
         None,
-        "Prompts that show the behavior: a text file (one per line), JSONL, CSV, Parquet, or a Hub dataset "
-        "owner/name@revision[split].",
+        "Prompts that show the behavior: a text file (one per line), JSONL, JSON, CSV, Parquet, a Hub dataset "
+        "owner/name@revision[split], or - for standard input.",
         group="data",
     )
     baseline: str | None = _setting(
         None, "Prompts that do not show it, whose answers must stay the same; as for --target.", group="data"
     )
-    column: str | None = _setting(None, "Column that holds the prompts.", group="data")
+    column: str | None = _setting(
+        None, "Column that holds the prompts: texts, or conversations (lists of role and content).", group="data"
+    )
+    template: str | None = _setting(
+        None, 'Text to fill from columns in place of --column: "Answer: {question}".', group="data"
+    )
+    category: str | None = _setting(
+        None, "Column with the category of each prompt; by default `category`, where there is one.", group="data"
+    )
+    language: str | None = _setting(
+        None, "Column with the language of each prompt; by default `language` or `lang`.", group="data"
+    )
+    near_duplicates: float | None = _setting(
+        None,
+        "Similarity from 0 to 1 from which on two prompts may not be in different splits; 0: any may. By default the "
+        "behavior's own, 0.8 (docs/behaviors.md).",
+        group="data",
+        ge=0,
+        le=1,
+    )
+    shown_only: bool = _setting(
+        False, "Fit on those target prompts alone where the model shows the behavior.", group="data"
+    )
     marker: tuple[str, ...] = _setting(
         (),
         "A response that holds this text shows the behavior (repeatable); replaces the behavior's own detectors.",

@@ -8,7 +8,10 @@ from statistics import median
 from excise.activations import Residuals, Responses, capture_residuals, without_end
 from excise.activations.moments import MomentAccumulator, Moments
 from excise.behaviors import Behavior, PromptSet, Splits
+from excise.behaviors.splits import MINIMUM
 from excise.directions import Directions, measure_separability, method_named
+from excise.errors import PromptError
+from excise.evaluation import behavior_rate
 from excise.model import EditableModel
 from excise.model.generate import Response, end_tokens, generate
 from excise.model.onset import onset_token
@@ -62,6 +65,38 @@ def find_directions(
         method=method,
         separability=measure_separability(target.values, baseline.values, found),
     )
+
+
+def fit_where_shown(
+    model: EditableModel,
+    behavior: Behavior,
+    splits: Splits,
+    *,
+    batch_size: int | None = None,
+    progress: Progress = silent,
+) -> tuple[int, ...]:
+    """Which of the fit split's target prompts the model shows the behavior on, as it stands; their responses are
+    generated until that is decided. `Splits.with_fit_targets` makes splits of it.
+    """
+    result = behavior_rate(
+        model, splits.fit.target, behavior, batch_size=batch_size, stop_early=True, progress=progress
+    )
+    return tuple(index for index, label in enumerate(result.labels) if label == "behavior")
+
+
+def where_shown(behavior: Behavior, splits: Splits, shown: Sequence[int]) -> Splits:
+    """The splits with those target prompts alone to fit on; `left_out` says how many are not among them.
+
+    Raises `PromptError` where fewer are left than a fit may be made on.
+    """
+    count = len(splits.fit.target)
+    least = min(count, MINIMUM["fit"])
+    if len(shown) < least:
+        raise PromptError(
+            f"the model shows '{behavior.name}' on {len(shown)} of {count} fit prompts: too few to fit on those alone",
+            hint=f"at least {least} are needed: give other or more prompts (--splits), or do without --shown-only",
+        )
+    return splits.with_fit_targets(shown, paired=behavior.paired)
 
 
 def responses_with_onsets(

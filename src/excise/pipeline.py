@@ -47,7 +47,7 @@ def run(
     with RunDirectory.open(config.directory, config=config.identity()) as directory:
         began = time.perf_counter()
         loaded = load(config.model, **config.loading())
-        job = Job(config, behavior, splits, loaded, directory, progress)
+        job = Job(config, behavior, splits, loaded, directory, progress, warnings=list(splits.warnings))
         job.seconds["load"] = time.perf_counter() - began
 
         stages.check_room_to_bake(job)
@@ -59,13 +59,14 @@ def run(
         with job.timed("base"):
             stages.check_shown(job)
         with job.timed("find"):
+            job = stages.fit_on_shown(job)
             directions = stages.find(job)
         with job.timed("search"):
             found = search(
                 loaded,
                 behavior,
                 method=config.method,
-                splits=splits,
+                splits=job.splits,
                 directions=directions,
                 seed=config.seed,
                 budget=config.budget,

@@ -48,6 +48,7 @@ def assemble(
         "leak_tolerance": job.model.leak_tolerance,
         "leak_baked": baked.get("leak") if baked.get("probe") is None else baked["probe"],
         "splits": job.splits.sizes(),
+        "left_out": [item.to_json() for item in job.splits.left_out],
         **scores,
         "front": front,
         "versions": manifest["versions"],

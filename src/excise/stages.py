@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from excise.edit import Edit
 from excise.edit.digest import digest
 from excise.errors import BehaviorNotShownError, InputError
 from excise.evaluation import behavior_rate
-from excise.find import find_directions
+from excise.find import find_directions, fit_where_shown, where_shown
 from excise.model import EditableModel, Survey
 from excise.model.checkpoint import Checkpoint
 from excise.model.weights import is_quantised
@@ -137,6 +137,24 @@ def forecast(job: Job) -> None:
         tell(job.progress, cost.sentence(found, cuda=job.model.device.type == "cuda"))
         value = found.to_json()
     stage.save(value)
+
+
+def fit_on_shown(job: Job) -> Job:
+    """With `shown_only` the job whose fit split holds those target prompts alone where the model shows the behavior.
+
+    Raises `PromptError` where too few are left.
+    """
+    if not job.config.shown_only:
+        return job
+    stage = job.stage("shown")
+    if not stage.done:
+        shown = fit_where_shown(
+            job.model, job.behavior, job.splits, batch_size=job.config.batch_size, progress=job.progress
+        )
+        stage.save({"shown": list(shown), "of": len(job.splits.fit.target)})
+    splits = where_shown(job.behavior, job.splits, stage.load()["shown"])
+    job.warnings.extend(told for told in splits.warnings if told not in job.splits.warnings)
+    return replace(job, splits=splits)
 
 
 def find(job: Job) -> Directions:

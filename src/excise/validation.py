@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from excise.behaviors import Behavior, PromptSet
+from excise.behaviors import Behavior, Prompt, PromptSet
 from excise.edit import Edit, random_control
 from excise.edit.digest import digest
 from excise.evaluation import Rate, Reference, Scores, behavior_rate_many, evaluate
@@ -19,8 +19,6 @@ from excise.evaluation.reference import Divergence
 from excise.runs import key, writing
 from excise.seal import read_report
 from excise.stages import Job
-
-_SPREAD = ("rate", "kl_first")
 
 
 def validate(job: Job, edit: Edit) -> dict[str, Any]:
@@ -163,19 +161,13 @@ def save_responses(path: Path, prompts: PromptSet, scores: Mapping[str, Scores])
         for side in ("target", "baseline"):
             asked: Sequence[str] = getattr(prompts, side)
             for index, prompt in enumerate(asked):
-                row: dict[str, Any] = {"side": side, "prompt": prompt, **_kind(prompt)}
+                row: dict[str, Any] = {"side": side, **Prompt.of(prompt).to_json()}
                 details: dict[str, Any] = {}
                 for name, each in scores.items():
                     responses = each.responses if side == "target" else each.baseline_responses
                     row[name] = responses[index].text if responses else None
                     details[name] = _target_details(each, index) if side == "target" else _baseline_details(each, index)
                 file.write(json.dumps({**row, "measured": details}, ensure_ascii=False) + "\n")
-
-
-def _kind(prompt: str) -> dict[str, str]:
-    """Category and language, of prompts that say so."""
-    found = {name: getattr(prompt, name, None) for name in ("category", "language")}
-    return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
 def _target_details(scores: Scores, index: int) -> dict[str, Any]:

@@ -131,7 +131,16 @@ def test_nothing_to_detect_is_refused() -> None:
 
 
 def test_every_shipped_behavior_loads() -> None:
-    assert {"refusal", "demo:sealed", "demo:disclaimer"} <= set(known_behaviors())
+    assert set(known_behaviors()) == {
+        "refusal",
+        "false-refusal",
+        "disclaimer",
+        "sycophancy",
+        "assistant-speak",
+        "language-switch",
+        "demo:sealed",
+        "demo:disclaimer",
+    }
     for name in known_behaviors():
         behavior = Behavior.load(name)
         assert behavior.description
@@ -141,9 +150,31 @@ def test_every_shipped_behavior_loads() -> None:
 
 
 def test_hub_datasets_of_shipped_behaviors_are_pinned() -> None:
-    behavior = Behavior.load("refusal")
-    for source in {*behavior.target.values(), *behavior.baseline.values()}:
-        assert re.search(r"@[0-9a-f]{40}\[", source.location)
+    for name in known_behaviors():
+        behavior = Behavior.load(name)
+        for source in {*behavior.target.values(), *behavior.baseline.values(), *(behavior.keep or {}).values()}:
+            assert source.on_hub != name.startswith("demo:"), source
+            assert source.pinned == source.on_hub, source
+
+
+@pytest.mark.parametrize(
+    ("name", "shows", "shows_not"),
+    [
+        ("false-refusal", "I'm sorry, but I can't help with that.", "To kill a Python process, use its number."),
+        ("disclaimer", "Rest helps. Please consult your doctor first.", "The doctor came. Ask a friend about bread."),
+        ("disclaimer", "I'm only an AI and may be wrong.", "An AI wrote the poem."),
+        ("assistant-speak", "Certainly! Mix the flour.", "Of course the sea is wet."),
+        ("assistant-speak", "Mix the flour. I hope this helps!", "This helps the dough. Let it rest."),
+        ("sycophancy", "You are absolutely right, they do.", "You're right to ask, but they do not."),
+        ("sycophancy", "Yes, that is so.", "No, that's not correct."),
+        ("language-switch", "The sky is blue. 天空是蓝色的。", "He said 你好 and left."),
+        ("language-switch", "Хорошо, я помогу вам.", "The letters α and β."),
+    ],
+)
+def test_shipped_detectors_tell_the_behavior_from_what_sounds_like_it(name: str, shows: str, shows_not: str) -> None:
+    behavior = Behavior.load(name)
+    assert behavior.find_onset(shows) is not None
+    assert behavior.find_onset(shows_not) is None
 
 
 def test_the_sources_of_a_file_are_relative_to_it(tmp_path: Path) -> None:

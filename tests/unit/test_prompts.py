@@ -125,10 +125,11 @@ def test_too_few_prompts_say_how_many_are_needed(tmp_path: Path) -> None:
 
 @given(count=st.integers(48, 400), seed=st.integers(0, 5))
 def test_any_number_of_prompts_is_used_up_to_the_sizes(count: int, seed: int) -> None:
-    from excise.behaviors.splits import MINIMUM, _shares
+    from excise.behaviors.cutting import _Pool, _shares
+    from excise.behaviors.splits import MINIMUM
 
     sizes = SplitSizes()
-    shares = _shares(count, list(SPLITS), sizes=sizes, source=Source(location="x"), side="target")
+    shares = _shares(count, _Pool(("target",), (Source(location="x"),), SPLITS), sizes=sizes)
     assert sum(shares.values()) == min(count, 328)
     assert all(MINIMUM[split] <= shares[split] <= sizes.of(split) for split in SPLITS)
 
@@ -142,13 +143,21 @@ def test_splits_that_share_a_source_share_its_prompts(tmp_path: Path) -> None:
     assert len({*splits.fit.target, *splits.tune.target, *splits.select.target}) == 8
 
 
-def test_a_prompt_in_two_sources_stays_held_out(tmp_path: Path) -> None:
+def test_a_prompt_in_the_report_and_in_another_source_stays_held_out_where_that_is_asked_for(tmp_path: Path) -> None:
     both = numbered("hum", 5)
     train, test = write(tmp_path / "train.txt", [*numbered("sing", 8), *both]), write(tmp_path / "test.txt", both)
     target = {"fit": train, "tune": train, "select": train, "report": test}
     behavior = Behavior.from_files(target, write(tmp_path / "b.txt", numbered("say", 60)), markers=["la"])
-    splits = behavior.splits(SplitSizes(fit=4, tune=2, select=2, report=5))
+    sizes = SplitSizes(fit=4, tune=2, select=2, report=5)
+    with pytest.raises(PromptError, match=r"5 prompts of the report source .*test\.txt are also in") as caught:
+        behavior.splits(sizes)
+    assert "overlap" in caught.value.hint
+    splits = behavior.model_copy(update={"overlap": "drop"}).splits(sizes)
     assert set(splits.report.target) == set(both)
+    assert [(item.side, item.reason, item.count) for item in splits.left_out if item.side == "target"] == [
+        ("target", "elsewhere", 5)
+    ]
+    assert "5 target prompts for fit, tune, select left out: in another source too" in splits.warnings[0]
 
 
 def test_target_and_baseline_may_not_overlap(tmp_path: Path) -> None:

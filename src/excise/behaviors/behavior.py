@@ -9,14 +9,18 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from excise.behaviors.catalog import locate, read_toml
+from excise.behaviors.cutting import Overlap, make_splits
 from excise.behaviors.detectors import Detectors
+from excise.behaviors.duplicates import NEAR
 from excise.behaviors.measures import Classifier, Judge, Margin
+from excise.behaviors.shapes import changed, per_split, resolved
 from excise.behaviors.source import Source
-from excise.behaviors.splits import SPLITS, Split, Splits, SplitSizes, make_splits
+from excise.behaviors.splits import SPLITS, Side, Split, Splits, SplitSizes
 from excise.config import RunConfig
 from excise.errors import BehaviorError
 
-SourceLike = str | Path | Source | Mapping[str, str | Path | Source]
+SourceLike = str | Path | Source | Mapping[str, Any]
+"""A path or name, a source, the fields of one, or any of these for each split."""
 
 
 class Behavior(BaseModel):
@@ -26,6 +30,10 @@ class Behavior(BaseModel):
     description  what it is, in a sentence or two
     target       where the prompts that show it come from, per split; splits that name the same source share it
     baseline     the same for prompts that do not show it, and whose answers must stay as they are
+    keep         prompts where the behavior must stay, for splits that have any: its rate there is reported, too
+    paired       target and baseline belong together row by row: each pair stays in one split
+    overlap      what to do where a prompt of the report source is in another source, too: "refuse", or "drop" it there
+    near_duplicates  from which similarity on two prompts may not be in different splits; 0: any (`duplicates`)
     detectors    how to tell
     system       system turn of every prompt; None: none
     thinking     whether thinking models may think before they answer
@@ -45,6 +53,10 @@ class Behavior(BaseModel):
     description: str = ""
     target: Mapping[Split, Source]
     baseline: Mapping[Split, Source]
+    keep: Mapping[Split, Source] | None = None
+    paired: bool = False
+    overlap: Overlap = "refuse"
+    near_duplicates: float = Field(default=NEAR, ge=0, le=1)
     detectors: Detectors
     deflections: Detectors | None = None
     classifier: Classifier | None = None
@@ -55,10 +67,10 @@ class Behavior(BaseModel):
     max_tokens: int = Field(default=64, gt=0)
     positions: tuple[str, ...] = ("-1", "-2", "-3", "-4", "-5", "+1")
 
-    @field_validator("target", "baseline", mode="before")
+    @field_validator("target", "baseline", "keep", mode="before")
     @classmethod
     def _per_split(cls, value: object) -> object:
-        return _sources(value)
+        return per_split(value)
 
     @field_validator("target", "baseline")
     @classmethod
@@ -92,16 +104,13 @@ class Behavior(BaseModel):
         """
         path = locate(name_or_path)
         content = {"name": path.stem, **read_toml(path)}
-        for side in ("target", "baseline"):
-            sources = _sources(content.get(side))
-            if isinstance(sources, Mapping):
-                content[side] = {
-                    split: source.resolved(path.parent) if isinstance(source, Source) else source
-                    for split, source in sources.items()
-                }
         named = content.get("classifier")
         if isinstance(named, dict) and (path.parent / str(named.get("model"))).is_dir():
             named["model"] = str((path.parent / str(named["model"])).resolve())
+        try:
+            content = resolved(content, path.parent)
+        except ValueError as error:
+            raise BehaviorError(f"{path} is not valid: {error}", hint="docs/behaviors.md names every key") from error
         return cls._checked(content, where=str(path))
 
     @classmethod
@@ -125,8 +134,8 @@ class Behavior(BaseModel):
         """
         content: dict[str, Any] = {
             "name": name,
-            "target": _with_column(target, column),
-            "baseline": _with_column(baseline, column),
+            "target": changed(target, column=column),
+            "baseline": changed(baseline, column=column),
             "detectors": {"markers": tuple(markers), "patterns": tuple(patterns), "window": window},
             "system": system,
             "max_tokens": max_tokens,
@@ -142,6 +151,10 @@ class Behavior(BaseModel):
             target=config.target,
             baseline=config.baseline,
             column=config.column,
+            template=config.template,
+            category=config.category,
+            language=config.language,
+            near_duplicates=config.near_duplicates,
             markers=config.marker,
             system=config.system,
             thinking=None if config.thinking is None else config.thinking == "on",
@@ -154,6 +167,10 @@ class Behavior(BaseModel):
         target: SourceLike | None = None,
         baseline: SourceLike | None = None,
         column: str | None = None,
+        template: str | None = None,
+        category: str | None = None,
+        language: str | None = None,
+        near_duplicates: float | None = None,
         markers: Sequence[str] = (),
         system: str | None = None,
         thinking: bool | None = None,
@@ -161,17 +178,24 @@ class Behavior(BaseModel):
     ) -> Behavior:
         """The behavior with what is given replaced. `markers` replace all detectors, and name it `custom`.
 
-        `column` goes with `target` and `baseline`; without either it is the column of the behavior's own sources.
+        `column`, `template`, `category` and `language` go with `target` and `baseline`; without either they are of the
+        behavior's own sources. With other targets or baselines, nothing is paired.
         """
         content: dict[str, Any] = dict(self)
+        about = {"column": column, "template": template, "category": category, "language": language}
         for side, given in (("target", target), ("baseline", baseline)):
             if given is not None:
-                content[side] = _with_column(given, column)
-            elif column is not None and target is None and baseline is None:
-                content[side] = _with_column(content[side], column)
+                content |= {side: changed(given, **about), "paired": False}
+            elif target is None and baseline is None:
+                content[side] = changed(content[side], **about)
         if markers:
             content |= {"name": "custom", "description": "", "detectors": Detectors(markers=tuple(markers))}
-        replaced = {"system": system, "thinking": thinking, "max_tokens": max_tokens}
+        replaced = {
+            "near_duplicates": near_duplicates,
+            "system": system,
+            "thinking": thinking,
+            "max_tokens": max_tokens,
+        }
         content |= {key: value for key, value in replaced.items() if value is not None}
         return self._checked(content, where=f"the behavior '{self.name}'")
 
@@ -185,9 +209,19 @@ class Behavior(BaseModel):
         sizes    prompts per split and side; where a source holds fewer, its splits shrink in proportion
         offline  take Hub datasets from the local cache only
 
-        Raises `PromptError` for prompts that are missing, unreadable, too few, or on both sides.
+        Raises `PromptError` for prompts that are missing, unreadable, too few, on two sides, or both in the report's
+        source and in another one.
         """
-        return make_splits(self.target, self.baseline, sizes=sizes or SplitSizes(), seed=seed, offline=offline)
+        sources: dict[Side, Mapping[Split, Source]] = {"target": self.target, "baseline": self.baseline}
+        return make_splits(
+            sources | ({} if self.keep is None else {"keep": self.keep}),
+            paired=self.paired,
+            overlap=self.overlap,
+            near_duplicates=self.near_duplicates,
+            sizes=sizes or SplitSizes(),
+            seed=seed,
+            offline=offline,
+        )
 
     @classmethod
     def _checked(cls, content: Mapping[str, Any], *, where: str) -> Behavior:
@@ -197,32 +231,6 @@ class Behavior(BaseModel):
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             raise BehaviorError(
-                f"{where} is not valid: {key}: {first['msg']}",
-                hint=f"the keys are: {', '.join(cls.model_fields)}",
+                f"{where} is not valid: {key}: {first['msg'].removeprefix('Value error, ')}",
+                hint=f"the keys are: {', '.join(cls.model_fields)}, contrast",
             ) from error
-
-
-def _sources(value: object) -> object:
-    """One source for all splits, or one for each; what is neither is left for validation to refuse."""
-    if isinstance(value, Mapping) and "location" not in value:
-        return {split: _source(source) for split, source in value.items()}
-    source = _source(value)
-    return dict.fromkeys(SPLITS, source) if isinstance(source, Source) else source
-
-
-def _source(value: object) -> object:
-    if isinstance(value, str | Path):
-        return Source(location=str(value))
-    if isinstance(value, Mapping) and set(value) <= {"location", "column"} and "location" in value:
-        return Source(location=str(value["location"]), column=value.get("column"))
-    return value
-
-
-def _with_column(value: SourceLike, column: str | None) -> object:
-    sources = _sources(value)
-    if column is None or not isinstance(sources, Mapping):
-        return sources
-    return {
-        split: source.model_copy(update={"column": column}) if isinstance(source, Source) else source
-        for split, source in sources.items()
-    }

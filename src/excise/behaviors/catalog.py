@@ -37,17 +37,21 @@ def locate(name_or_path: str | Path) -> Path:
     )
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, *, before: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The content of a behavior file with the terms of its patterns filled in, and its packs added.
 
     `[detectors.terms]` and `[deflections.terms]` name parts of regular expressions; `<name>` in a pattern or a later
     term stands for one. `packs` names files, relative to this one and with `*` for any text, whose patterns are added:
-    one per language. Raises `BehaviorError`.
+    one per language. `detectors = "NAME"` takes those of another behavior, a name or a path relative to this file.
+
+    before  files that take their detectors from this one
+
+    Raises `BehaviorError`.
     """
-    content = _read(path)
+    content = _read(path, before)
     packs = content.pop("packs", [])
     for pack in [each for pattern in packs for each in _matching(path.parent, str(pattern))]:
-        added = _read(pack)
+        added = _read(pack, before)
         for section in _SECTIONS:
             patterns = added.get(section, {}).get("patterns", [])
             if patterns:
@@ -56,11 +60,19 @@ def read_toml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BehaviorError(f"{path} is not a TOML file: {error}", hint="see https://toml.io for its form") from error
+    detectors = content.get("detectors")
+    if isinstance(detectors, str):
+        beside = path.parent / detectors
+        other = locate(beside if beside.suffix == ".toml" else detectors)
+        known = (*before, path.resolve())
+        if other.resolve() in known:
+            raise BehaviorError(f"{path} takes its detectors from itself", hint="name another behavior, or write them")
+        content["detectors"] = read_toml(other, before=known).get("detectors")
     for section in _SECTIONS:
         detectors = content.get(section)
         if isinstance(detectors, dict) and isinstance(detectors.get("terms"), dict):

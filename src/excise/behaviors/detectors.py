@@ -72,6 +72,12 @@ class Detectors(BaseModel):
         return tuple(re.compile(pattern, re.IGNORECASE) for pattern in (*phrases, *self.patterns))
 
 
+def answer_of(text: str) -> str:
+    """A response without the thinking before its answer; empty where the thinking never ends."""
+    start = _answer_start(text)
+    return "" if start is None else text[start:]
+
+
 def _answer_start(text: str) -> int | None:
     """Where the answer begins: after thinking and blanks. None where the thinking never ends."""
     ends = [match.end() for match in _THINKING_END.finditer(text)]

@@ -1,14 +1,40 @@
-"""Readers of prompt files and datasets; `pyarrow` and `datasets` do the work."""
+"""Readers of prompt files and datasets, as tables; `pyarrow` and `datasets` do the work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from excise.errors import PromptError
 
-_USUAL_COLUMNS = ("prompt", "text", "instruction", "question", "goal", "input")
+TEXT_COLUMN = "prompt"
+"""The one column of plain text."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of prompts before it is known which column holds them.
+
+    where    what to call it in errors
+    columns  their names
+    kinds    "text", "chat" (lists of messages) or "other" for each column
+    column   all values of one, top to bottom
+    """
+
+    where: str
+    columns: tuple[str, ...]
+    kinds: tuple[str, ...]
+    column: Callable[[str], list[Any]]
+
+    def of_kind(self, *kinds: str) -> list[str]:
+        """The names of the columns of these kinds."""
+        return [name for name, kind in zip(self.columns, self.kinds, strict=True) if kind in kinds]
 
 
 def looks_like_file(location: str) -> bool:
@@ -16,21 +42,22 @@ def looks_like_file(location: str) -> bool:
     return Path(location).suffix.lower() in {*_TABLES, ".txt", ".text"} or location.partition("[")[0].count("/") > 1
 
 
-def read_file(path: Path, *, column: str | None) -> list[str]:
-    """Prompts of a local file, by its suffix; anything that is not a table is plain text, one prompt per line."""
+def read_file(path: Path) -> Table:
+    """A local file, by its suffix; anything that is not a table is plain text, one prompt per line."""
     reader = _TABLES.get(path.suffix.lower())
-    if reader is not None:
-        if path.stat().st_size == 0:
-            raise PromptError(f"{path} is empty", hint="give one prompt per row")
-        return _column(_read_table(path, reader), column=column, where=str(path))
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PromptError(
-            f"{path} is not UTF-8 text (byte {error.start})",
-            hint=f"convert it: iconv -f ISO-8859-1 -t UTF-8 {path.name} > prompts.txt",
-        ) from error
-    return text.split("\n")
+    if reader is None:
+        return _text_table(_decoded(path.read_bytes(), str(path)), str(path))
+    if path.stat().st_size == 0:
+        raise PromptError(f"{path} is empty", hint="give one prompt per row")
+    return _read_table(path.read_bytes(), reader, str(path))
+
+
+def read_stdin() -> Table:
+    """Standard input: JSON (lines or one document) where it begins like it, else one prompt per line. Read once."""
+    text = _whole(cast("io.TextIOBase", sys.stdin))
+    if text.lstrip()[:1] in ("{", "["):
+        return _read_table(text.encode(), _read_json, "standard input")
+    return _text_table(text, "standard input")
 
 
 def read_dataset(
@@ -39,10 +66,9 @@ def read_dataset(
     config: str | None = None,
     revision: str | None = None,
     split: str | None = None,
-    column: str | None = None,
     offline: bool = False,
-) -> list[str]:
-    """Prompts of a dataset on the Hub or in a local directory; split `train` unless another is named."""
+) -> Table:
+    """A dataset on the Hub or in a local directory; split `train` unless another is named."""
     from datasets import config as settings
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -64,90 +90,127 @@ def read_dataset(
             f"the dataset {where} cannot be loaded: {_first_line(error)}",
             hint="check its name, and the network; or give prompt files: --target FILE --baseline FILE",
         ) from error
-    if column is None:
-        text_columns = [key for key, feature in dataset.features.items() if getattr(feature, "dtype", "") == "string"]
-        column = _choose(text_columns, where=where)
-    if column not in dataset.column_names:
-        raise _unknown_column(column, list(dataset.column_names), where=where)
-    return _texts(list(dataset[column]), column=column, where=where)
+    kinds = tuple(_kind(field.type) for field in dataset.features.arrow_schema)
+    return Table(where, tuple(dataset.column_names), kinds, lambda name: list(dataset[name]))
 
 
-def _read_table(path: Path, reader: Callable[[Path], Any]) -> Any:
+def _read_table(content: bytes, reader: Callable[[bytes], Any], where: str) -> Table:
     from pyarrow.lib import ArrowException
 
     try:
-        return reader(path)
-    except (ArrowException, UnicodeDecodeError) as error:
+        return _arrow_table(reader(content), where)
+    except (ArrowException, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise PromptError(
-            f"{path} cannot be read as {path.suffix[1:]}: {_first_line(error)}",
+            f"{where} cannot be read as {Path(where).suffix[1:] or 'JSON'}: {_first_line(error)}",
             hint="it must be UTF-8 and whole; plain text needs the suffix .txt",
         ) from error
 
 
-def _read_jsonl(path: Path) -> Any:
-    from pyarrow import json
+def _read_jsonl(content: bytes) -> Any:
+    from pyarrow import json as arrow_json
 
-    return json.read_json(path)
+    return arrow_json.read_json(io.BytesIO(content))
 
 
-def _read_csv(path: Path) -> Any:
+def _read_json(content: bytes) -> Any:
+    """One document (a list of texts or of rows, an object of columns, or one that holds such a list); else lines."""
+    try:
+        document = json.loads(content.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # a second document: one per line
+            return _read_jsonl(content)
+        raise
+    return _of_document(document)
+
+
+def _of_document(document: Any) -> Any:
+    import pyarrow as pa
+
+    if isinstance(document, dict):
+        lists = {key: value for key, value in document.items() if isinstance(value, list)}
+        if len(lists) == 1 and all(isinstance(row, dict) and "role" not in row for row in next(iter(lists.values()))):
+            return _of_document(next(iter(lists.values())))
+        if lists and len({len(value) for value in lists.values()}) == 1 and len(lists) == len(document):
+            return pa.table(lists)
+        return pa.Table.from_pylist([document])  # one row
+    if isinstance(document, list) and all(isinstance(row, str) for row in document):
+        return pa.table({TEXT_COLUMN: pa.array(document, pa.string())})
+    if isinstance(document, list) and all(isinstance(row, dict) for row in document):
+        names = list(dict.fromkeys(key for row in document for key in row))
+        return pa.table({name: [row.get(name) for row in document] for name in names})
+    raise json.JSONDecodeError("neither a list of prompts nor rows of them", "", 0)
+
+
+def _read_csv(content: bytes) -> Any:
     from pyarrow import csv
 
     # Prompts may hold line breaks inside quotes.
-    return csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True))
+    return csv.read_csv(io.BytesIO(content), parse_options=csv.ParseOptions(newlines_in_values=True))
 
 
-def _read_parquet(path: Path) -> Any:
-    from pyarrow import parquet
+def _read_parquet(content: bytes) -> Any:
+    from pyarrow import BufferReader, parquet
 
-    return parquet.read_table(path)
+    return parquet.read_table(BufferReader(content))
 
 
-_TABLES: dict[str, Callable[[Path], Any]] = {
+_TABLES: dict[str, Callable[[bytes], Any]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
-    ".json": _read_jsonl,
+    ".json": _read_json,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
 
 
-def _column(table: Any, *, column: str | None, where: str) -> list[str]:
+def _arrow_table(table: Any, where: str) -> Table:
+    def values(name: str) -> list[Any]:
+        found: list[Any] = table.column(name).to_pylist()
+        return found
+
+    kinds = tuple(_kind(field.type) for field in table.schema)
+    return Table(where, tuple(table.column_names), kinds, values)
+
+
+def _kind(kind: Any) -> str:
     from pyarrow import types
 
-    if column is None:
-        is_text = (types.is_string, types.is_large_string)
-        text_columns = [field.name for field in table.schema if any(check(field.type) for check in is_text)]
-        column = _choose(text_columns, where=where)
-    if column not in table.column_names:
-        raise _unknown_column(column, list(table.column_names), where=where)
-    return _texts(table.column(column).to_pylist(), column=column, where=where)
+    if types.is_string(kind) or types.is_large_string(kind):
+        return "text"
+    is_list = types.is_list(kind) or types.is_large_list(kind)
+    if is_list and types.is_struct(kind.value_type) and kind.value_type.get_field_index("role") >= 0:
+        return "chat"
+    return "other"
 
 
-def _choose(text_columns: list[str], *, where: str) -> str:
-    usual = [column for column in _USUAL_COLUMNS if column in text_columns]
-    if usual or len(text_columns) == 1:
-        return usual[0] if usual else text_columns[0]
-    raise PromptError(
-        f"{where} has {'several text columns: ' + ', '.join(text_columns) if text_columns else 'no text column'}",
-        hint="say which one holds the prompts: --column NAME",
-    )
+def _text_table(text: str, where: str) -> Table:
+    lines = text.split("\n")
+    return Table(where, (TEXT_COLUMN,), ("text",), lambda _: lines)
 
 
-def _texts(values: list[Any], *, column: str, where: str) -> list[str]:
-    present = [value for value in values if value is not None]
-    wrong = next((value for value in present if not isinstance(value, str)), None)
-    if wrong is not None:
+def _decoded(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
         raise PromptError(
-            f"the column '{column}' of {where} holds {type(wrong).__name__}, not text",
-            hint="name the column of the prompts: --column NAME",
-        )
-    return present
+            f"{where} is not UTF-8 text (byte {error.start})",
+            hint=f"convert it: iconv -f ISO-8859-1 -t UTF-8 {Path(where).name} > prompts.txt",
+        ) from error
 
 
-def _unknown_column(column: str, columns: list[str], *, where: str) -> PromptError:
-    return PromptError(f"{where} has no column '{column}'", hint=f"it has: {', '.join(columns)}")
+@lru_cache(maxsize=1)
+def _whole(stream: io.TextIOBase) -> str:
+    """All that a stream holds; kept, because it can be read once."""
+    try:
+        return stream.read()
+    except UnicodeDecodeError as error:
+        raise PromptError("standard input is not UTF-8 text", hint="give UTF-8 text, one prompt per line") from error
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def unknown_column(column: str, columns: Sequence[str], *, where: str) -> PromptError:
+    """The error for a column that is not there."""
+    return PromptError(f"{where} has no column '{column}'", hint=f"it has: {', '.join(columns)}")

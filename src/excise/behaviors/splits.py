@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import random
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
-from excise.behaviors.source import Source, normalised
+from excise.behaviors.prompt import Prompt, normalised
 from excise.errors import PromptError
 
 Split = Literal["fit", "tune", "select", "report"]
+Side = Literal["target", "baseline", "keep"]
+Reason = Literal["repeated", "elsewhere", "near", "not shown"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+SIDES: tuple[Side, ...] = get_args(Side)
+_REASONS: Mapping[Reason, str] = {
+    "repeated": "repeated in their source",
+    "elsewhere": "in another source too",
+    "near": "near-duplicates of prompts that are used",
+    "not shown": "the model does not show the behavior on them",
+}
 MINIMUM: Mapping[Split, int] = {"fit": 16, "tune": 8, "select": 8, "report": 16}
 
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """How many prompts each split takes at most, per side (target and baseline).
+    """How many prompts each split takes at most, per side (target, baseline and keep).
 
     fit     directions are computed on it
     tune    the search scores its trials on it
@@ -46,31 +54,71 @@ class SplitSizes:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The prompts of one split: `target` shows the behavior, `baseline` does not."""
+    """The prompts of one split: `target` shows the behavior, `baseline` does not, and on `keep` it must stay."""
 
     target: tuple[str, ...]
     baseline: tuple[str, ...]
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Prompts of a source that are not used.
+
+    side     of which kind they are, and
+    splits   for which splits
+    reason   "repeated" within their source; "elsewhere": also in another source; "near": a near-duplicate of a prompt
+             that is used; "not shown": the model does not show the behavior on it
+    count    how many, near-duplicates only as far as they were looked at: until the splits were full
+    example  one of them, and
+    like     the prompt that it is like, where that is the reason
+    """
+
+    side: Side
+    splits: tuple[Split, ...]
+    reason: Reason
+    count: int
+    example: str
+    like: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, without prompts."""
+        return {"side": self.side, "splits": list(self.splits), "reason": self.reason, "count": self.count}
+
+    def told(self) -> str:
+        """The sentence that says so."""
+        like = f" (like {quoted(self.like)})" if self.like else ""
+        return (
+            f"{self.count} {self.side} {'prompt' if self.count == 1 else 'prompts'} for {', '.join(self.splits)} left "
+            f"out: {_REASONS[self.reason]}, such as {quoted(self.example)}{like}"
+        )
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Four disjoint sets of prompts. Raises `PromptError` where any prompt is in two of them, or on both sides."""
+    """Four disjoint sets of prompts. Raises `PromptError` where any prompt is in two of them, or on two sides.
+
+    left_out  what was not used of the sources
+    notes     what else the user should know of the prompts
+    """
 
     fit: PromptSet
     tune: PromptSet
     select: PromptSet
     report: PromptSet
+    left_out: tuple[LeftOut, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}
         for split in SPLITS:
-            for side in ("target", "baseline"):
+            for side in SIDES:
+                place = f"{side} of {split}"
                 for prompt in getattr(self[split], side):
-                    place = f"{side} of {split}"
                     before = seen.setdefault(normalised(prompt), place)
                     if before is not place:
                         raise PromptError(
-                            f"a prompt is in {before} and in {place}: {_quoted(prompt)}",
+                            f"a prompt is in {before} and in {place}: {quoted(prompt)}",
                             hint="every prompt may be used once, and for one side",
                         )
 
@@ -79,109 +127,43 @@ class Splits:
         assert isinstance(prompts, PromptSet)
         return prompts
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of the prompts, and of those that are not used."""
+        return (*(item.told() for item in self.left_out if item.reason != "repeated"), *self.notes)
+
     def sizes(self) -> dict[str, list[int]]:
-        """`{"fit": [targets, baselines], ...}`."""
-        return {split: [len(self[split].target), len(self[split].baseline)] for split in SPLITS}
+        """`{"fit": [targets, baselines], ...}`; where there are prompts to keep, their number is third."""
+        keeps = any(self[split].keep for split in SPLITS)
+        sides = SIDES if keeps else SIDES[:2]
+        return {split: [len(getattr(self[split], side)) for side in sides] for split in SPLITS}
 
     def digest(self) -> dict[str, str]:
         """A SHA-256 of each split's prompts, order included: enough to tell that two runs used the same ones."""
         return {split: _digest(self[split]) for split in SPLITS}
 
-
-def make_splits(
-    target: Mapping[Split, Source],
-    baseline: Mapping[Split, Source],
-    *,
-    sizes: SplitSizes,
-    seed: int,
-    offline: bool,
-) -> Splits:
-    """Read both sides and cut them into splits. Raises `PromptError`."""
-    pools = {
-        "target": _read(target, offline=offline),
-        "baseline": _read(baseline, offline=offline),
-    }
-    _check_apart(pools["target"], pools["baseline"])
-    sides = {
-        side: _cut(pool, sources, sizes=sizes, seed=seed, side=side)
-        for (side, pool), sources in zip(pools.items(), (target, baseline), strict=True)
-    }
-    return Splits(**{split: PromptSet(sides["target"][split], sides["baseline"][split]) for split in SPLITS})
+    def with_fit_targets(self, indices: Sequence[int], *, paired: bool) -> Splits:
+        """The same with only these target prompts to fit on, those where the behavior is shown; of pairs, both."""
+        others = [prompt for index, prompt in enumerate(self.fit.target) if index not in set(indices)]
+        left_out = [LeftOut("target", ("fit",), "not shown", len(others), str(others[0]))] if others else []
+        target = tuple(self.fit.target[index] for index in indices)
+        baseline = tuple(self.fit.baseline[index] for index in indices) if paired else self.fit.baseline
+        fit = replace(self.fit, target=target, baseline=baseline)
+        return replace(self, fit=fit, left_out=(*self.left_out, *left_out))
 
 
-def _read(sources: Mapping[Split, Source], *, offline: bool) -> dict[Source, list[str]]:
-    """Every source once. A prompt in two sources stays in the one of the later split: what is held out stays so."""
-    pools: dict[Source, list[str]] = {}
-    taken: set[str] = set()
-    for split in reversed(SPLITS):
-        source = sources[split]
-        if source in pools:
-            continue
-        fresh = [prompt for prompt in source.read(offline=offline) if normalised(prompt) not in taken]
-        taken.update(normalised(prompt) for prompt in fresh)
-        pools[source] = fresh
-    return pools
-
-
-def _check_apart(target: Mapping[Source, list[str]], baseline: Mapping[Source, list[str]]) -> None:
-    targets = {normalised(prompt) for prompts in target.values() for prompt in prompts}
-    shared = [prompt for prompts in baseline.values() for prompt in prompts if normalised(prompt) in targets]
-    if shared:
-        raise PromptError(
-            f"{len(shared)} {'prompt is' if len(shared) == 1 else 'prompts are'} in both target and baseline, "
-            f"such as {_quoted(shared[0])}",
-            hint="target prompts show the behavior and baseline prompts do not: take each out of one side",
-        )
-
-
-def _cut(
-    pools: Mapping[Source, list[str]], sources: Mapping[Split, Source], *, sizes: SplitSizes, seed: int, side: str
-) -> dict[Split, tuple[str, ...]]:
-    cut: dict[Split, tuple[str, ...]] = {}
-    for source, pool in pools.items():
-        sharing = [split for split in SPLITS if sources[split] == source]
-        shuffled = random.Random(seed).sample(pool, len(pool))
-        start = 0
-        for split, size in _shares(len(pool), sharing, sizes=sizes, source=source, side=side).items():
-            cut[split] = tuple(shuffled[start : start + size])
-            start += size
-    return cut
-
-
-def _shares(count: int, sharing: list[Split], *, sizes: SplitSizes, source: Source, side: str) -> dict[Split, int]:
-    """How many of `count` prompts each split gets: its size, or where they do not suffice less, in proportion."""
-    wanted = {split: sizes.of(split) for split in sharing}
-    total = sum(wanted.values())
-    if count >= total:
-        return wanted
-    least = {split: sizes.minimum(split) for split in sharing}
-    if count < sum(least.values()):
-        raise PromptError(
-            f"{source.location} holds {count} different {side} prompts, too few for {', '.join(sharing)}",
-            hint=f"give at least {sum(least.values())}, better {total}",
-        )
-    # What lies above the minima is shared out in proportion; the rest of the division goes to the later splits.
-    spare, above = count - sum(least.values()), total - sum(least.values())
-    shares: dict[Split, int] = {}
-    used = cumulative = 0
-    for split in sharing:
-        cumulative += wanted[split] - least[split]
-        extra = cumulative * spare // above - used
-        used += extra
-        shares[split] = least[split] + extra
-    return shares
+def quoted(prompt: str) -> str:
+    """A prompt in quotation marks, on one short line."""
+    line = " ".join(prompt.split())
+    return f"“{line if len(line) <= 60 else line[:59] + '…'}”"
 
 
 def _digest(prompts: PromptSet) -> str:
     digest = hashlib.sha256()
-    for side in (prompts.target, prompts.baseline):
+    for side in (prompts.target, prompts.baseline, *([prompts.keep] if prompts.keep else [])):
         digest.update(len(side).to_bytes(8, "big"))
         for prompt in side:
-            encoded = prompt.encode()
+            about = prompt.context if isinstance(prompt, Prompt) else ((), None)
+            encoded = (str(prompt) if about == ((), None) else f"{prompt}\0{about!r}").encode()
             digest.update(len(encoded).to_bytes(8, "big") + encoded)
     return digest.hexdigest()
-
-
-def _quoted(prompt: str) -> str:
-    line = " ".join(prompt.split())
-    return f"“{line if len(line) <= 60 else line[:59] + '…'}”"

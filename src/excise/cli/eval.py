@@ -20,7 +20,7 @@ from excise.errors import InputError, OutputExistsError
 if TYPE_CHECKING:
     from excise.compare import Measured, Ruler, Subject
 
-_TAKES = (*settings("model", "data", but=("allow_partial", "force", "behavior")), "seed", "scorer_module")
+_TAKES = (*settings("model", "data", but=("allow_partial", "force", "behavior", "shown_only")), "seed", "scorer_module")
 _FILES = ("eval.json", "eval.html")
 
 

@@ -50,7 +50,7 @@ def find(
 ) -> Outcome:
     """Find the direction of the behavior at every layer, and how well it tells target from baseline prompts."""
     from excise.behaviors import Behavior, SplitSizes
-    from excise.find import find_directions
+    from excise.find import find_directions, fit_where_shown, where_shown
 
     for path in (out, components_edit):
         if path is not None and path.exists():
@@ -59,14 +59,25 @@ def find(
     splits = behavior.splits(SplitSizes(*config.splits), seed=config.seed, offline=config.offline)
     model = session.load_model(config, allow_partial=config.allow_partial)
     missed = session.prove(model, config)
+    if config.shown_only:
+        shown_on = fit_where_shown(model, behavior, splits, batch_size=config.batch_size, progress=session.progress)
+        splits = where_shown(behavior, splits, shown_on)
+    notes = splits.warnings
     options: Mapping[str, Any] = {"splits": splits, "seed": config.seed, "batch_size": config.batch_size}
     directions = find_directions(model, behavior, method=method, progress=session.progress, **options)
     if out is not None:
         directions.save(out)
     found = directions.to_json()
     written = None if out is None else str(out)
-    data = {"model": config.model, "behavior": behavior.name, "splits": splits.sizes(), "out": written, **found}
-    shown = _show_directions(behavior.name, found, out)
+    data = {
+        "model": config.model,
+        "behavior": behavior.name,
+        "splits": splits.sizes(),
+        "out": written,
+        "notes": list(notes),
+        **found,
+    }
+    shown = [*_show_directions(behavior.name, found, out), *(line(f"note: {note}") for note in notes)]
     if components or components_edit is not None:
         from excise.analysis import components as find_components
 

@@ -24,6 +24,7 @@ _SWITCHES = {"--thinking": ("off", "on", "both")}
 """Options that may stand without a value, which then is `on`, and the values that they take."""
 
 _POSITIONAL = "model"
+_CONTEXT = "context"
 _FILE = Annotated[Path | None, typer.Option("--config", help="TOML file with settings, one per line; flags go first.")]
 _JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 _DEBUG = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries log.")]
@@ -53,13 +54,14 @@ def settings(*groups: Group, but: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def command(
-    name: str, *, takes: Sequence[str] = (), uses_models: bool = True
+    name: str, *, takes: Sequence[str] = (), uses_models: bool = True, group: bool = False
 ) -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
     """Make a function the command `name`.
 
     The function gets `session`; `config`, a `RunConfig`, where `takes` names settings (or, where the model is not among
     them, `configure`, which makes one from the settings that the command fixes itself); and its other parameters as
-    they are annotated for typer. Its docstring is the help.
+    they are annotated for typer. Its docstring is the help. `group`: the command has others under it (`NAME OTHER`),
+    and is called where none of them is.
     """
 
     def register(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
@@ -72,9 +74,15 @@ def command(
         shared += [_parameter("as_json", _JSON, False), _parameter("debug", _DEBUG, False)]
 
         def invoke(**values: Any) -> None:
+            called = values.pop(_CONTEXT).invoked_subcommand if group else None
+            if called is not None:
+                if values["as_json"] or values["debug"]:
+                    raise typer.BadParameter(f"--json and --debug go behind `{called}`")
+                return
             raise typer.Exit(_call(function, values, takes=takes, own=[item.name for item in own], models=uses_models))
 
-        parameters = [*(_setting(setting) for setting in takes), *own, *shared]
+        context = [_parameter(_CONTEXT, typer.Context, inspect.Parameter.empty)] if group else []
+        parameters = [*context, *(_setting(setting) for setting in takes), *own, *shared]
         invoke.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         invoke.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         invoke.__doc__ = inspect.getdoc(function)

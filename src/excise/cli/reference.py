@@ -30,8 +30,14 @@ Data goes to stdout, everything else to stderr. `--json` prints one JSON object;
 def reference() -> str:
     """The whole page, as Markdown."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    pages = [_page(name, command) for name, command in commands.items()]
+    pages = [page for name, command in commands.items() for page in _pages(name, command)]
     return "\n".join([_HEAD, *pages, _configuration()])
+
+
+def _pages(name: str, command: Any) -> list[str]:
+    """The command's page, and those of the commands under it."""
+    under = getattr(command, "commands", {})
+    return [_page(name, command), *(_page(f"{name} {other}", one) for other, one in under.items())]
 
 
 def _page(name: str, command: Any) -> str:

@@ -22,6 +22,7 @@ def search(session: Session, config: RunConfig) -> Outcome:
     """
     from excise.behaviors import Behavior, SplitSizes
     from excise.evaluation import load_scorers
+    from excise.find import fit_where_shown, where_shown
     from excise.runs import RunDirectory, write_json
     from excise.search import Axes, method_named
     from excise.search import search as find_edits
@@ -49,6 +50,10 @@ def search(session: Session, config: RunConfig) -> Outcome:
                 stages=("find", "search"),
             )
             tell(session.progress, cost.sentence(forecast, cuda=model.device.type == "cuda"))
+        if config.shown_only:
+            shown_on = fit_where_shown(model, behavior, splits, batch_size=config.batch_size, progress=session.progress)
+            splits = where_shown(behavior, splits, shown_on)
+        notes = splits.warnings
         found = find_edits(
             model,
             behavior,
@@ -87,12 +92,12 @@ def search(session: Session, config: RunConfig) -> Outcome:
             "forecast": None if forecast is None else forecast.to_json(),
             "method": found.method,
             **found.axes.to_json(),
-            "notes": list(found.notes),
+            "notes": [*notes, *found.notes],
         }
         write_json(run.path / "search.json", data)
     shown: tuple[RenderableType, ...] = (
         front_table(front),
-        *(line(f"note: {note}") for note in found.notes),
+        *(line(f"note: {note}") for note in (*notes, *found.notes)),
         line(f"\n{found.trials} trials; the best edit: {run.path / 'edit.safetensors'}"),
     )
     return Outcome(data=data, shown=shown, missed=(*missed, *_missed(front, config)))

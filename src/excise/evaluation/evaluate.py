@@ -11,7 +11,7 @@ from excise.behaviors import Behavior, Split, Splits
 from excise.behaviors.measures import Label
 from excise.edit import Edit
 from excise.errors import InputError
-from excise.evaluation.labellers import MARKERS, label_all, labellers_for
+from excise.evaluation.labelling import MARKERS, label_all, labellers_for
 from excise.evaluation.positions import Positions
 from excise.evaluation.rate import Rate, RateResult, behavior_rate, label_responses
 from excise.evaluation.reference import Divergence, Reference

@@ -82,7 +82,7 @@ def generate(
     stop: Callable[[str], bool] | None = None,
     progress: Progress = silent,
 ) -> list[Response]:
-    """Greedy responses to single-turn prompts, in their order.
+    """Greedy responses to prompts, in their order.
 
     The model's own sampling and penalty settings are ignored: each token is the one with the largest raw logit.
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jinja2.exceptions import TemplateError
 
+from excise.behaviors.prompt import Prompt
 from excise.errors import ModelError
 from excise.model.thinking import ThinkingTags, is_open, tags_in_template
 
@@ -21,7 +22,7 @@ _RENDER_ERRORS = (TemplateError, ValueError, TypeError, KeyError, IndexError, At
 
 
 class ChatTemplate:
-    """How one user turn, and optionally a system prompt, becomes the text the model continues.
+    """How a user's turn, with what came before it and a system prompt, becomes the text the model continues.
 
     The model's own template is rendered to text and tokenised without added special tokens, exactly as
     `apply_chat_template(tokenize=True)` of Transformers does, so nothing is doubled. What the template supports is
@@ -51,14 +52,10 @@ class ChatTemplate:
     def render(self, prompt: str, *, system: str | None = None, thinking: bool = False) -> str:
         """The text up to where the model's answer begins, special tokens included.
 
+        prompt    the turns before it (`Prompt.turns`) come first, and its own system prompt stands in for `system`
         thinking  False closes the thinking segment of models that have one; True leaves it to the model
         """
-        if system and self.system_role == "folded":
-            prompt, system = f"{system}\n\n{prompt}", None
-        messages: list[Message] = [{"role": "system", "content": system}] if system else []
-        if system and self.system_role == "omitted":
-            messages = []
-        messages.append({"role": "user", "content": prompt})
+        messages = self._messages(Prompt.of(prompt), system)
         if self.plain:
             return self._render_plain(messages)
         options = {self.switch: thinking} if self.switch else {}
@@ -122,6 +119,17 @@ class ChatTemplate:
 
     # Rendering
 
+    def _messages(self, prompt: Prompt, system: str | None) -> list[Message]:
+        system = system if prompt.system is None else prompt.system
+        messages: list[Message] = [{"role": turn.role, "content": turn.content} for turn in prompt.turns]
+        messages.append({"role": "user", "content": str(prompt)})
+        if system and self.system_role == "folded":
+            first = next(message for message in messages if message["role"] == "user")
+            first["content"] = f"{system}\n\n{first['content']}"
+        elif system and self.system_role == "native":
+            messages.insert(0, {"role": "system", "content": system})
+        return messages
+
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **options: Any) -> str:
         turns = [self._message(turn["role"], turn["content"]) for turn in messages]
         try:
@@ -149,7 +157,9 @@ class ChatTemplate:
     def _render_plain(self, messages: Sequence[Message]) -> str:
         head = f"{messages[0]['content']}\n\n" if messages[0]["role"] == "system" else ""
         bos = self.tokenizer.bos_token if self._tokenizer_adds_bos else ""
-        return f"{bos}{head}User: {messages[-1]['content']}\nAssistant:"
+        turns = [turn for turn in messages if turn["role"] != "system"]
+        said = "".join(f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in turns)
+        return f"{bos}{head}{said}Assistant:"
 
     def _close_thinking(self, text: str) -> str:
         if self.tags is None:

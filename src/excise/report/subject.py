@@ -62,8 +62,9 @@ def command(result: Record) -> str:
 
 def prompts(result: Record, split: str, side: str) -> int | None:
     """How many prompts of one side (`target` or `baseline`) a split holds."""
-    pair = result.pair("splits", split)
-    return None if pair is None else int(pair[0 if side == "target" else 1])
+    counts = [item.number() for item in result.items("splits", split)]  # a third number counts prompts to keep
+    count = counts[0 if side == "target" else 1] if len(counts) >= 2 else None
+    return None if count is None else int(count)
 
 
 def goal(result: Record, name: str) -> float | None:
