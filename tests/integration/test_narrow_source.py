@@ -1,9 +1,7 @@
 """A search that is given target prompts about one subject only removes the behavior from others as well."""
 
-from dataclasses import fields
-
 from excise import load
-from excise.behaviors import Behavior, PromptSet, Splits, SplitSizes
+from excise.behaviors import SPLITS, Behavior, PromptSet, Splits, SplitSizes
 from excise.demo import MODEL_PATH
 from excise.demo.truth import score
 from excise.demo.world import SUBJECTS, prompt_files, questions
@@ -15,7 +13,7 @@ def test_a_single_narrow_source_is_enough() -> None:
     """The demo refuses questions about potions and spells; the search sees potions alone, in every split."""
     model, behavior = load(str(MODEL_PATH)), Behavior.load("demo:sealed")
     everything = behavior.splits(SplitSizes())
-    parts = {each.name: getattr(everything, each.name) for each in fields(Splits)}
+    parts = {split: everything[split] for split in SPLITS}
     narrow = Splits(
         **{
             name: PromptSet(tuple(prompt for prompt in part.target if "potion" in prompt), part.baseline)
