@@ -174,7 +174,7 @@ _Labels = dict[str, tuple[Label | None, ...]]
 def _labelled(
     subject: Subject, target: RateResult, kept: RateResult | None, names: Sequence[str]
 ) -> tuple[_Labels, _Labels, dict[str, Any]]:
-    """Labels of responses to target prompts and to those to keep, by labeller, and what the labellers say of the former."""
+    """Labels of responses to target prompts and to those to keep, by labeller; what labellers say of the former."""
     labels: _Labels = {MARKERS: target.labels}
     keep_labels: _Labels = {MARKERS: kept.labels} if kept else {}
     if not names:

@@ -132,7 +132,10 @@ class BehaviorObjective:
         return self.many(edits, Limits(kl=-1.0, onset=0.0))
 
     def sample(self, *, targets: int, baselines: int, tokens: int) -> BehaviorObjective:
-        """The same on fewer prompts (of those to keep as many as of the baseline) and shorter continuations, for rough comparisons by `prefill`."""
+        """The same on fewer prompts and shorter continuations, for rough comparisons by `prefill`.
+
+        baselines  how many baseline prompts, and how many of those to keep
+        """
         whole = self.prompts
         prompts = PromptSet(whole.target[:targets], whole.baseline[:baselines], whole.keep[:baselines])
         onset = self.onset

@@ -31,9 +31,10 @@ def has_strata(prompts: PromptSet) -> bool:
 def strata(subject: Subject) -> dict[str, Any]:
     """`category` and `language`: per stratum `rate`, `rate_interval`, `labels`, `count` on target prompts, the same
     as `keep_rate`, … on prompts to keep where they were asked, and `kl_first`, `kl_sequence`, `baseline_count` on
-    baseline prompts; nothing is generated where responses are known already. Beside them `worst_rate`, `worst_kl_first`, `worst_kl_sequence`
-    (the largest mean of any stratum) beside them. A side without prompts of a stratum has NaN there, and so have the
-    worst where no prompt says what it belongs to.
+    baseline prompts. Nothing is generated where responses are known already.
+
+    Beside them `worst_rate`, `worst_kl_first`, `worst_kl_sequence` (the largest mean of any stratum). A side without
+    prompts of a stratum has NaN there, and so have the worst where no prompt says what it belongs to.
     """
     target, keep = (
         label_responses(responses, subject.behavior, subject.model.template)
