@@ -179,7 +179,7 @@ def test_eval_of_several_behaviors_on_one_page(
 def test_labellers_are_tested_together(
     files: list[str], model: EditableModel, edit: Edit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry = import_module("excise.evaluation.labellers")
+    registry = import_module("excise.evaluation.labelling")
     monkeypatch.setattr(registry, "_LABELLERS", dict(registry._LABELLERS))
 
     @labeller("short")

@@ -71,7 +71,7 @@ def _strata(columns: Mapping[str, Record], by: str) -> Table | None:
 
 
 def _most(columns: Mapping[str, Record], by: str, name: str, field: str) -> float:
-    return max((scores.number("strata", by, name, field) or 0 for scores in columns.values()), default=0)
+    return max((scores.number("strata", by, name, field) or 0.0 for scores in columns.values()), default=0.0)
 
 
 def looks(columns: Mapping[str, Record]) -> Table | None:
