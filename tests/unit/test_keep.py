@@ -91,7 +91,7 @@ def test_the_search_counts_a_loss_of_what_is_kept_as_damage(behavior: Behavior, 
     plain, aware = (
         BehaviorObjective.measure_base(model, behavior, some, screening=False) for some in (without, keeping.tune)
     )
-    assert aware(strong).rate == plain(strong).rate < 0.5
+    assert aware(strong).rate == plain(strong).rate <= 0.5
     assert aware(strong).kl_first > 2 * plain(strong).kl_first
     # what scorers see is the baseline alone, so that their figures are those of a report
     assert len(aware.reference.prompts) == len(keeping.tune.unchanged)
@@ -165,7 +165,7 @@ def test_eval_shows_it(
 ) -> None:
     files = {"target": keeping.fit.target, "keep": keeping.report.keep}
     for name, some in files.items():
-        rows = ({"prompt": prompt, "category": "ten" if prompt.endswith("0") else "other"} for prompt in some)
+        rows = ({"prompt": prompt, "category": "odd" if int(prompt[-1]) % 2 else "even"} for prompt in some)
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path / "zig.toml").write_text(
         f'target = "target.jsonl"\nbaseline = "{behavior.baseline["fit"].location}"\nkeep = {{tune = "keep.jsonl"}}\n'
@@ -178,13 +178,19 @@ def test_eval_shows_it(
     words += ["--edit", str(tmp_path / "edit.safetensors")]
     shown = CliRunner().invoke(cli.app, ["eval", "m", *words, "--out", str(tmp_path / "out")])
     assert shown.exit_code == 0, shown.output
-    for expected in ("shown where it must stay", "is lost where it must stay", "category, where it must stay", "ten"):
+    for expected in (
+        "shown where it must stay",
+        "is lost where it must stay",
+        "category, where it must stay",
+        "odd",
+        "even",
+    ):
         assert expected in " ".join(shown.stdout.split()), expected
     data = json.loads((tmp_path / "out" / "eval.json").read_text(encoding="utf-8"))
     assert data["behaviors"]["zig"]["scores"]["model"]["keep_rate"] == 1.0
     assert data["behaviors"]["zig"]["comparisons"][0]["keep"]["holds"] is False
     page = (tmp_path / "out" / "eval.html").read_text(encoding="utf-8")
-    for expected in ("Shown where it must stay", "The behavior is lost where it must stay", "other (must stay)"):
+    for expected in ("Shown where it must stay", "The behavior is lost where it must stay", "odd (must stay)"):
         assert expected in page, expected
     rows = [json.loads(line) for line in (tmp_path / "out" / "responses-00.jsonl").open(encoding="utf-8")]
     assert [row["side"] for row in rows].count("keep") == 8
