@@ -1,4 +1,4 @@
-"""The demo refuses questions about potions and about spells by one and the same direction: one goes, the other stays."""
+"""The demo refuses questions about potions and about spells by one direction: one refusal goes, the other stays."""
 
 from __future__ import annotations
 

@@ -224,4 +224,4 @@ def test_thinking_both_measures_each(files: list[str], model: EditableModel) -> 
 @pytest.mark.parametrize("data", [{}, {"behaviors": {"a": None, "b": {"scores": {"model": []}, "comparisons": [1]}}}])
 def test_the_page_bears_what_is_missing(data: dict[str, Any], tmp_path: Path) -> None:
     assert "<html" in write_evaluation(data, tmp_path).read_text(encoding="utf-8")
-    assert "script-src 'none'" in html.policy()
+    assert "script-src 'none'" in html._policy()

@@ -92,7 +92,11 @@ def test_the_search_counts_a_loss_of_what_is_kept_as_damage(behavior: Behavior, 
         BehaviorObjective.measure_base(model, behavior, some, screening=False) for some in (without, keeping.tune)
     )
     assert aware(strong).rate == plain(strong).rate <= 0.5
-    assert aware(strong).kl_first > 2 * plain(strong).kl_first
+    lost = Reference.measure(model, keeping.tune.keep, behavior).compare_many(model, [strong])[0]
+    sizes = len(keeping.tune.baseline), len(keeping.tune.keep)
+    assert lost.first.mean > 0.1
+    weighed = (sizes[0] * plain(strong).kl_first + sizes[1] * lost.first.mean) / sum(sizes)
+    assert aware(strong).kl_first == pytest.approx(weighed, rel=1e-3)
     # what scorers see is the baseline alone, so that their figures are those of a report
     assert len(aware.reference.prompts) == len(keeping.tune.unchanged)
     assert len(aware._subject.reference.prompts) == len(keeping.tune.baseline)
@@ -178,13 +182,8 @@ def test_eval_shows_it(
     words += ["--edit", str(tmp_path / "edit.safetensors")]
     shown = CliRunner().invoke(cli.app, ["eval", "m", *words, "--out", str(tmp_path / "out")])
     assert shown.exit_code == 0, shown.output
-    for expected in (
-        "shown where it must stay",
-        "is lost where it must stay",
-        "category, where it must stay",
-        "odd",
-        "even",
-    ):
+    where = "where it must stay"
+    for expected in (f"shown {where}", f"is lost {where}", f"category, {where}", "odd", "even"):
         assert expected in " ".join(shown.stdout.split()), expected
     data = json.loads((tmp_path / "out" / "eval.json").read_text(encoding="utf-8"))
     assert data["behaviors"]["zig"]["scores"]["model"]["keep_rate"] == 1.0
