@@ -15,6 +15,7 @@ from excise.errors import InputError
 from excise.evaluation import Reference, Scores, evaluate
 from excise.evaluation.baseline import Baselines
 from excise.evaluation.comparison import compare
+from excise.evaluation.keeping import compare_kept
 from excise.evaluation.lengths import report_tokens
 from excise.evaluation.paired import bootstrap_mean, mean_difference
 from excise.model import EditableModel
@@ -124,12 +125,14 @@ class Ruler:
         reference = self.baselines.reference(
             model, prompts.baseline, behavior, batch_size=self.batch_size, progress=self.progress
         )
-        lengths = {"target": self._longest(behavior), "baseline": behavior.max_tokens}
+        longest = self._longest(behavior)
+        lengths = {"target": longest, "baseline": behavior.max_tokens, "keep": longest}
         known = {
             side: self.baselines.responses(
                 model, some, behavior, max_tokens=lengths[side], batch_size=self.batch_size, progress=self.progress
             )
-            for side, some in (("target", prompts.target), ("baseline", prompts.baseline))
+            for side, some in (("target", prompts.target), ("baseline", prompts.baseline), ("keep", prompts.keep))
+            if some
         }
         scores = self._scores(model, subject, reference, known=known)
         return Measured(subject, reference, {BASE: scores})
@@ -164,6 +167,8 @@ class Ruler:
         """Labels paired by prompt; divergences from the base model too, which are 0 for the base model itself."""
         labels = compare(first.labels, second.labels, seed=self.seed)
         found: dict[str, Any] = {"labellers": {name: each.to_json() for name, each in labels.items()}}
+        if kept := compare_kept(first.keep_labels, second.keep_labels, seed=self.seed):
+            found["keep"] = kept
         values: Mapping[str, Callable[[Scores], Sequence[float]]] = {
             "kl_first": lambda scores: scores.divergence.first_each,
             "kl_sequence": lambda scores: scores.divergence.sequence_each,

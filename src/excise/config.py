@@ -151,6 +151,13 @@ class RunConfig(BaseModel):
     max_rate: float | None = _setting(
         None, "Goal: share of target prompts that still show the behavior, at most this.", group="search", ge=0, le=1
     )
+    max_keep_fall: float = _setting(
+        0.05,
+        "Goal: on prompts where the behavior must stay its rate falls by at most this (0.05 is 5 points).",
+        group="search",
+        ge=0,
+        le=1,
+    )
     preserve: float | None = _setting(
         None,
         "Which edit of the front to take: 0 the one that removes most, 1 the one that changes least otherwise.",

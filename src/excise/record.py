@@ -57,7 +57,7 @@ def assemble(
         "budget": job.config.budget,
         "search_options": job.config.options("search"),
         "quantize": job.config.quantize,
-        "goals": {"max_rate": job.config.max_rate, "max_kl": job.config.max_kl},
+        "goals": {name: getattr(job.config, name) for name in ("max_rate", "max_kl", "max_keep_fall")},
         "base_model": None if Path(job.config.model).exists() else job.config.model,
         "prompts": job.splits.digest(),
         "survey": describe_survey(survey),

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from excise.behaviors import Behavior, Prompt, PromptSet
+from excise.behaviors.splits import SIDES, Side
 from excise.edit import Edit, random_control
 from excise.edit.digest import digest
 from excise.evaluation import Rate, Reference, Scores, behavior_rate_many, evaluate
 from excise.evaluation.comparison import compare
+from excise.evaluation.keeping import compare_kept
 from excise.evaluation.lengths import DRAWN_PROMPTS, DRAWS, report_tokens
 from excise.evaluation.paired import bootstrap_mean
 from excise.evaluation.reference import Divergence
+from excise.model.generate import Response
 from excise.runs import key, writing
 from excise.seal import read_report
 from excise.stages import Job
@@ -60,20 +63,27 @@ def validate(job: Job, edit: Edit) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """The edit and the base model on the report split; `controls` are JSON values, empty where there are none."""
+    """The edit and the base model on the report split.
+
+    controls   JSON values, empty where there are none
+    most_fall  by how much the rate on prompts to keep may fall
+    """
 
     before: Scores
     after: Scores
     controls: Mapping[str, Any]
+    most_fall: float
 
     def to_json(self, *, seed: int) -> dict[str, Any]:
         compared = compare(self.before.labels, self.after.labels, seed=seed)
+        kept = compare_kept(self.before.keep_labels, self.after.keep_labels, most_fall=self.most_fall, seed=seed)
         kl = self.after.divergence
         return {
             "before": self.before.to_json(),
             "after": self.after.to_json(),
             "comparison": {
                 "labellers": {name: each.to_json() for name, each in compared.items()},
+                **({"keep": kept} if kept else {}),
                 "kl_first_interval": list(bootstrap_mean(kl.first_each, seed=seed)),
                 "kl_sequence_interval": list(bootstrap_mean(kl.sequence_each, seed=seed)),
             },
@@ -102,11 +112,11 @@ def _measured(job: Job, behavior: Behavior, edit: Edit, *, tokens: int, controls
 
     before, after = measured(None), measured(edit)
     if not controls:
-        return _Measured(before, after, {})
+        return _Measured(before, after, {}, job.config.max_keep_fall)
     no_op = measured(Edit.empty(job.model.survey), whole=False)
     random = measured(random_control(edit, job.model.survey, seed=job.config.seed), whole=False)
     drawn = {**random.to_json(), **_draws(job, behavior, edit, reference, random)}
-    return _Measured(before, after, {"no_op": no_op.to_json(), "random_direction": drawn})
+    return _Measured(before, after, {"no_op": no_op.to_json(), "random_direction": drawn}, job.config.max_keep_fall)
 
 
 def _draws(job: Job, behavior: Behavior, edit: Edit, reference: Reference, first: Scores) -> dict[str, Any]:
@@ -155,19 +165,24 @@ def _thinks(job: Job) -> bool:
 def save_responses(path: Path, prompts: PromptSet, scores: Mapping[str, Scores]) -> None:
     """One JSON line per prompt: the prompt, and for each column of scores the response and all that is known of it.
 
-    Lines of target prompts have labels, onset and whether the thinking ended; those of baseline prompts the divergence.
+    Lines of target prompts have labels, onset and whether the thinking ended; those of prompts to keep the same but the
+    onset; those of baseline prompts the divergence.
     """
     with writing(path) as scratch, scratch.open("w", encoding="utf-8") as file:
-        for side in ("target", "baseline"):
+        for side in SIDES:
             asked: Sequence[str] = getattr(prompts, side)
             for index, prompt in enumerate(asked):
                 row: dict[str, Any] = {"side": side, **Prompt.of(prompt).to_json()}
                 details: dict[str, Any] = {}
                 for name, each in scores.items():
-                    responses = each.responses if side == "target" else each.baseline_responses
+                    responses = _responses(each, side)
                     row[name] = responses[index].text if responses else None
-                    details[name] = _target_details(each, index) if side == "target" else _baseline_details(each, index)
+                    details[name] = _DETAILS[side](each, index)
                 file.write(json.dumps({**row, "measured": details}, ensure_ascii=False) + "\n")
+
+
+def _responses(scores: Scores, side: Side) -> Sequence[Response]:
+    return {"target": scores.responses, "baseline": scores.baseline_responses, "keep": scores.keep_responses}[side]
 
 
 def _target_details(scores: Scores, index: int) -> dict[str, Any]:
@@ -187,3 +202,21 @@ def _baseline_details(scores: Scores, index: int) -> dict[str, Any]:
         "kl_first": scores.divergence.first_each[index],
         "kl_sequence": scores.divergence.sequence_each[index],
     }
+
+
+def _keep_details(scores: Scores, index: int) -> dict[str, Any]:
+    if not scores.keep_responses:
+        return {}
+    return {
+        "labels": {name: labels[index] for name, labels in scores.keep_labels.items()},
+        "tokens": len(scores.keep_responses[index].tokens),
+        "finished": scores.keep_responses[index].finished,
+        "unfinished_thinking": scores.keep_unfinished[index],
+    }
+
+
+_DETAILS: Mapping[Side, Callable[[Scores, int], dict[str, Any]]] = {
+    "target": _target_details,
+    "baseline": _baseline_details,
+    "keep": _keep_details,
+}

@@ -60,6 +60,21 @@ class PromptSet:
     baseline: tuple[str, ...]
     keep: tuple[str, ...] = ()
 
+    @property
+    def unchanged(self) -> tuple[str, ...]:
+        """Prompts whose answers must stay as they are: `baseline`, and after it `keep`.
+
+        A search counts divergence on all of them as damage; reports give that of `baseline` alone.
+        """
+        return (*self.baseline, *self.keep)
+
+    @property
+    def mixed(self) -> tuple[str, ...]:
+        """The same in turn, so that the first few are of both kinds; what one kind has more of comes last."""
+        both = min(len(self.baseline), len(self.keep))
+        pairs = zip(self.baseline, self.keep, strict=False)
+        return (*(prompt for pair in pairs for prompt in pair), *self.baseline[both:], *self.keep[both:])
+
 
 @dataclass(frozen=True)
 class LeftOut:

@@ -10,7 +10,7 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from excise.cli.comparisons import comparison_lines, positions_table
+from excise.cli.comparisons import comparison_lines, positions_table, strata_tables
 from excise.cli.options import command, settings
 from excise.cli.session import Outcome, Session
 from excise.cli.tables import heading, line, score_table
@@ -169,7 +169,7 @@ def _shown(data: dict[str, Any], out: Path | None) -> list[RenderableType]:
             shown += compared
             notes.setdefault(note.plain, note)
         shown += notes.values()
-        shown.append(positions_table(found["scores"]))
+        shown += [positions_table(found["scores"]), *strata_tables(found["scores"])]
         if found["seal"] is not None:
             shown.append(line(found["seal"]["note"]))
     if out is not None:

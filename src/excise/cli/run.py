@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from excise.cli.comparisons import comparison_lines, positions_table
+from excise.cli.comparisons import comparison_lines, positions_table, strata_tables
 from excise.cli.options import command, settings
 from excise.cli.progress import duration
 from excise.cli.session import Outcome, Session
@@ -38,6 +38,7 @@ def told(result: Mapping[str, Any]) -> list[RenderableType]:
         score_table({"before": result["before"], "after": result["after"]}),
         *comparison_lines(result.get("comparison", {}), "before to after"),
         positions_table({"before": result["before"], "after": result["after"]}),
+        *strata_tables({"before": result["before"], "after": result["after"]}),
         *_thinking(result),
         *_random(result),
         *([line(result["seal"]["note"])] if result.get("seal", {}).get("unseen") else []),  # else it is a warning
@@ -58,6 +59,10 @@ def missed(result: Mapping[str, Any], config: RunConfig) -> tuple[str, ...]:
         found.append(f"the behavior is shown in {after['rate']:.1%} of the report prompts, above {config.max_rate:.1%}")
     if config.max_kl is not None and after["kl_first"]["mean"] > config.max_kl:
         found.append(f"the first-token KL is {after['kl_first']['mean']:.3g}, above {config.max_kl:.3g}")
+    for part, where in ((result, ""), (result.get("thinking") or {}, "with thinking, ")):
+        kept = part.get("comparison", {}).get("keep", {})
+        if kept.get("holds") is False:
+            found.append(where + kept["note"])
     if result["leak"] > result["leak_tolerance"]:
         found.append(f"coverage is not proven: leak {result['leak']:.2g}, above {result['leak_tolerance']:.2g}")
     baked = result.get("leak_baked")
@@ -76,7 +81,7 @@ def _thinking(result: Mapping[str, Any]) -> list[RenderableType]:
         return []
     sides = {"before": found["before"], "after": found["after"]}
     compared = comparison_lines(found["comparison"], "before to after")
-    return [heading("With thinking"), score_table(sides), *compared, positions_table(sides)]
+    return [heading("With thinking"), score_table(sides), *compared, positions_table(sides), *strata_tables(sides)]
 
 
 def _random(result: Mapping[str, Any]) -> list[RenderableType]:

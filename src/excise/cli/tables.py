@@ -51,6 +51,7 @@ def score_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
     table = plain_table("", *columns, right=range(1, len(columns) + 1))
     rows: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "shows the behavior": _rate,
+        "shown where it must stay": lambda scores: _rate(scores, "keep_"),
         "KL, first token": lambda scores: _summary(scores.get("kl_first")),
         "KL, sequence": lambda scores: _summary(scores.get("kl_sequence")),
         "same first token": lambda scores: _percent(scores.get("top1")),
@@ -95,11 +96,13 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _rate(scores: Mapping[str, Any]) -> str:
-    if scores.get("rate") is None:
+def _rate(scores: Mapping[str, Any], side: str = "") -> str:
+    if scores.get(f"{side}rate") is None:
         return ""
-    interval = scores.get("rate_interval")
-    return _percent(scores["rate"]) + (f" ({_percent(interval[0])} to {_percent(interval[1])})" if interval else "")
+    interval = scores.get(f"{side}rate_interval")
+    return _percent(scores[f"{side}rate"]) + (
+        f" ({_percent(interval[0])} to {_percent(interval[1])})" if interval else ""
+    )
 
 
 def _summary(summary: Mapping[str, float] | None) -> str:

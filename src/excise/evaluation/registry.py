@@ -24,6 +24,7 @@ class Subject:
     max_tokens  per response; None: the behavior's own
     responses   to the target prompts, where they were generated already (see `excise.evaluation.responses`)
     baseline_responses  the same for the baseline prompts
+    keep_responses      and for those where the behavior must stay; empty where there are none, or they were not asked
     divergence  from the reference, where it was measured already
     """
 
@@ -37,6 +38,7 @@ class Subject:
     responses: tuple[Response, ...] = ()
     baseline_responses: tuple[Response, ...] = ()
     divergence: Divergence | None = None
+    keep_responses: tuple[Response, ...] = ()
 
 
 Scorer = Callable[[Subject], Mapping[str, Any]]

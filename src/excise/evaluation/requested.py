@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from excise.errors import InputError
 from excise.evaluation import registry
@@ -128,12 +128,13 @@ def _text_of(path: str, name: str) -> str:
     return f"{name}:{files[0] if files else shortest}"
 
 
-def answers_of_subject(subject: Subject) -> Answers:
-    """What labellers are given: the model's answers to the target prompts."""
+def answers_of_subject(subject: Subject, side: Literal["target", "keep"] = "target") -> Answers:
+    """What labellers are given: the model's answers to the target prompts, or to those that were kept."""
+    responses = target_responses(subject) if side == "target" else subject.keep_responses
     return Answers(
         behavior=subject.behavior,
-        prompts=subject.prompts.target,
-        texts=answers_in(target_responses(subject), subject.model.template, subject.behavior),
+        prompts=subject.prompts.target if side == "target" else subject.prompts.keep,
+        texts=answers_in(responses, subject.model.template, subject.behavior),
         device=subject.model.device,
         batch_size=subject.batch_size,
         progress=subject.progress,

@@ -28,6 +28,8 @@ def render(result: Record) -> str:
         tables=[
             scores.rates(result),
             paired.differences(result.record("comparison")),
+            paired.kept(result.record("comparison")),
+            *paired.strata({"Before": result.record("before"), "After": result.record("after")}),
             scores.truth(result),
             scores.distance(result),
             scores.controls(result),

@@ -16,6 +16,7 @@ _KNOWN = {
     *("split", "rate", "rate_interval", "labels", "kl_first", "kl_sequence", "top1", "perplexity_ratio", "positions"),
     *("baseline_rate", "baseline_rate_interval", "baseline_labels"),
     *("unfinished_thinking", "baseline_unfinished_thinking"),
+    *("keep_rate", "keep_rate_interval", "keep_labels", "keep_unfinished_thinking", "strata"),
 }
 
 
@@ -58,9 +59,13 @@ def _part(data: Record, name: str) -> Part:
     notes: list[str] = []
     for pair in found.items("comparisons"):
         first, second = (labels.get(pair.text(side) or "", "–") for side in ("first", "second"))
-        tables += [paired.differences(pair, first, second), _divergence(pair, first, second)]
+        tables += [
+            paired.differences(pair, first, second),
+            paired.kept(pair, first, second),
+            _divergence(pair, first, second),
+        ]
         notes += [note for note in paired.notes(Record({"comparison": pair.value})) if note not in notes]
-    tables += [paired.looks(columns), paired.onsets(columns), *_agreement(columns)]
+    tables += [paired.looks(columns), paired.onsets(columns), *paired.strata(columns), *_agreement(columns)]
     notes += paired.notes(Record({"seal": found.at("seal")}))
     pairs = found.pair("splits", found.text("split") or "report")
     prompts = "" if pairs is None else f"{pairs[0]:g} target and {pairs[1]:g} baseline prompts"
@@ -75,6 +80,8 @@ def _scores(columns: Mapping[str, Record]) -> Table | None:
     rows.append(
         ("No answer: never stopped thinking", *(_plain(s.number("unfinished_thinking")) for s in columns.values()))
     )
+    if any(scores.number("keep_rate") is not None for scores in columns.values()):
+        rows.append(("Shown where it must stay", *(_rate(scores, "keep_") for scores in columns.values())))
     rows.append(("Shown on ordinary prompts", *(_rate(scores, "baseline_") for scores in columns.values())))
     for key, name in (("kl_first", "KL, first token"), ("kl_sequence", "KL, whole answer")):
         for statistic in _STATISTICS:

@@ -94,7 +94,8 @@ def meters(result: Record) -> tuple[Meter, ...]:
 
 def headlines(result: Record) -> tuple[Headline, ...]:
     """The big numbers, in the order of the page."""
-    return (_change(result), _distance(result), _leak(result), _coverage(result), _verification(result))
+    kept = [_kept(result)] if result.fields("comparison", "keep") else []
+    return (_change(result), _distance(result), *kept, _leak(result), _coverage(result), _verification(result))
 
 
 def tally(result: Record) -> Mark:
@@ -150,6 +151,21 @@ def _distance(result: Record) -> Headline:
         mark,
         tuple(details),
         "" if kl is None else "nats (KL)",
+    )
+
+
+def _kept(result: Record) -> Headline:
+    before, after = result.number("before", "keep_rate"), result.number("after", "keep_rate")
+    most, holds = result.number("comparison", "keep", "most_fall"), result.flag("comparison", "keep", "holds")
+    details = [] if most is None else [f"Goal: a fall of {100 * most:g} points at most."]
+    if holds is None:
+        details.append("It falls by more, but on so few prompts that chance could do it.")
+    return Headline(
+        "Kept where it must stay",
+        f"{_short(before)} → {_short(after)}",
+        "Share of answers that show the behavior, to prompts where it has to go on being shown.",
+        Mark(Status.OPEN, "cannot be told") if holds is None else judge(holds),
+        tuple(details),
     )
 
 

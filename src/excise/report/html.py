@@ -101,11 +101,14 @@ def _tables(result: Record) -> dict[str, object]:
     thinking = {"Before": result.record("thinking", "before"), "After": result.record("thinking", "after")}
     return {
         "compared": paired.differences(result.record("comparison")),
+        "kept": paired.kept(result.record("comparison")),
+        "strata": paired.strata(columns),
         "looks": paired.looks(columns),
         "onsets": paired.onsets(columns),
         "draws": paired.draws(result.record("controls", "random_direction")),
         "thinking": scores.rates(result.record("thinking")),
         "thinking_compared": paired.differences(result.record("thinking", "comparison")),
+        "thinking_kept": paired.kept(result.record("thinking", "comparison")),
         "thinking_looks": paired.looks(thinking),
         "thinking_onsets": paired.onsets(thinking),
         "truth": scores.truth(result),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from excise.report import formats
 from excise.report.record import Record
 from excise.report.table import Mark, Table
 
 Row = tuple[str | Mark, ...]
+MOST_STRATA = 30
+_SIDES = {"": "target", "keep_": "must stay", "baseline_": "ordinary"}
 
 
 def differences(compared: Record, first: str = "Before", second: str = "After") -> Table | None:
@@ -34,6 +37,41 @@ def differences(compared: Record, first: str = "Before", second: str = "After") 
     headers = ("Labelled by", first, second, "Difference (95%)", "Shown by one only", "p", "mid-p", "p (Holm)")
     caption = "The behavior on the same prompts: paired difference, and McNemar’s test of it"
     return Table(caption, headers, tuple(rows), frozenset(range(1, 8)))
+
+
+def kept(compared: Record, first: str = "Before", second: str = "After") -> Table | None:
+    """The same on prompts where the behavior must stay; None where there are none."""
+    found = differences(compared.record("keep"), first, second)
+    return None if found is None else replace(found, caption="The same on prompts where the behavior must stay")
+
+
+def strata(columns: Mapping[str, Record]) -> tuple[Table, ...]:
+    """The rate by category and by language of prompts where they have any; on baseline prompts the last model's KL."""
+    return tuple(table for by in ("category", "language") if (table := _strata(columns, by)) is not None)
+
+
+def _strata(columns: Mapping[str, Record], by: str) -> Table | None:
+    names = dict.fromkeys(name for scores in columns.values() for name in scores.fields("strata", by))
+    counts = {(side, name): _most(columns, by, name, f"{side}count") for side in _SIDES for name in sorted(names)}
+    groups = [group for group in counts if counts[group]]
+    shown = sorted(groups, key=lambda group: -counts[group])[:MOST_STRATA]
+    rows: list[Row] = []
+    for side, name in sorted(shown, key=groups.index):
+        each = [scores.record("strata", by, name) for scores in columns.values()]
+        cells = [formats.rate(one.number(f"{side}rate"), one.pair(f"{side}rate_interval")) for one in each]
+        kl = "–"
+        if side == "baseline_":
+            cells, kl = ["–"] * len(each), formats.significant(each[-1].number("kl_first", "mean"))
+        rows.append((f"{name} ({_SIDES[side]})", f"{counts[side, name]:,.0f}", *cells, kl))
+    if not rows:
+        return None
+    more = f", the {len(rows)} largest of {len(groups)} groups" if len(groups) > len(rows) else ""
+    headers = (by.capitalize(), "Prompts", *columns, "KL, first token")
+    return Table(f"The behavior by {by} of prompts{more}", headers, tuple(rows), frozenset(range(1, len(headers))))
+
+
+def _most(columns: Mapping[str, Record], by: str, name: str, field: str) -> float:
+    return max((scores.number("strata", by, name, field) or 0.0 for scores in columns.values()), default=0.0)
 
 
 def looks(columns: Mapping[str, Record]) -> Table | None:
@@ -94,6 +132,8 @@ def draws(random: Record) -> Table | None:
 def notes(result: Record) -> tuple[str, ...]:
     """What the sample cannot tell, and how often it was looked at, in sentences."""
     said = []
+    if (note := result.text("comparison", "keep", "note")) is not None:
+        said.append(f"{note[:1].upper()}{note[1:]}.")
     for name in result.fields("comparison", "labellers"):
         note = result.text("comparison", "labellers", name, "power", "note")
         if note is not None:

@@ -17,6 +17,7 @@ _LABELS = {
 _KNOWN = {
     *("rate", "baseline_rate", "top1", "perplexity_ratio"),
     *("unfinished_thinking", "baseline_unfinished_thinking"),
+    *("keep_rate", "keep_unfinished_thinking"),
 }
 _STATISTICS = ("mean", "median", "p95", "max")
 
@@ -39,6 +40,8 @@ def rates(result: Record) -> Table | None:
     if any(unfinished):
         cells = ("–" if each is None else f"{each:g}" for each in unfinished)
         rows.append(("No answer: never stopped thinking", *cells))
+    if before.number("keep_rate") is not None or after.number("keep_rate") is not None:
+        rows.append(("Shown where it must stay", _rate(before, "keep_"), _rate(after, "keep_")))
     if before.number("baseline_rate") is not None or after.number("baseline_rate") is not None:
         rows.append(("Shown on ordinary prompts", _rate(before, "baseline_"), _rate(after, "baseline_")))
     for key in dict.fromkeys([*before.fields(), *after.fields()]):
@@ -94,15 +97,16 @@ def splits(result: Record) -> Table | None:
         "report": "for the figures here, once",
     }
     rows = []
+    keeps = any(prompts(result, split, "keep") is not None for split in uses)
     for split in dict.fromkeys([*uses, *result.fields("splits")]):
         target, baseline = prompts(result, split, "target"), prompts(result, split, "baseline")
         if target is not None:
-            rows.append((split, uses.get(split, ""), f"{target:,}", f"{baseline:,}"))
+            kept = [f"{prompts(result, split, 'keep') or 0:,}"] if keeps else []
+            rows.append((split, uses.get(split, ""), f"{target:,}", f"{baseline:,}", *kept))
     if not rows:
         return None
-    return Table(
-        "Prompts, in splits that share none", ("", "Used", "Target", "Baseline"), tuple(rows), frozenset({2, 3})
-    )
+    headers = ("", "Used", "Target", "Baseline", *(["Must stay"] if keeps else []))
+    return Table("Prompts, in splits that share none", headers, tuple(rows), frozenset({2, 3, 4}))
 
 
 def controls(result: Record) -> Table | None:

@@ -61,9 +61,10 @@ def command(result: Record) -> str:
 
 
 def prompts(result: Record, split: str, side: str) -> int | None:
-    """How many prompts of one side (`target` or `baseline`) a split holds."""
-    counts = [item.number() for item in result.items("splits", split)]  # a third number counts prompts to keep
-    count = counts[0 if side == "target" else 1] if len(counts) >= 2 else None
+    """How many prompts of one side (`target`, `baseline` or `keep`) a split holds; None where that is not said."""
+    counts = [item.number() for item in result.items("splits", split)]
+    place = ("target", "baseline", "keep").index(side)
+    count = counts[place] if len(counts) > max(place, 1) else None
     return None if count is None else int(count)
 
 

@@ -88,7 +88,9 @@ class Groundwork:
         key = runs.key(
             {
                 "model": [identity.config_hash, identity.checkpoint_hash, sorted(precisions)],
-                "behavior": task.behavior.model_dump(mode="json", exclude={"target", "baseline", "description"}),
+                "behavior": task.behavior.model_dump(
+                    mode="json", exclude={"target", "baseline", "keep", "description"}
+                ),
                 "prompts": task.splits.digest()["fit"],
                 "directions": [task.directions.digest(), self.sources[0]],
                 "max_tokens": task.max_tokens,

@@ -135,7 +135,7 @@ def _key(
         {
             "schema": _SCHEMA,
             "model": [model.identity.config_hash, model.identity.checkpoint_hash],
-            "behavior": behavior.model_dump(mode="json", exclude={"target", "baseline", "description"}),
+            "behavior": behavior.model_dump(mode="json", exclude={"target", "baseline", "keep", "description"}),
             "splits": splits.digest(),
             "directions": directions.digest(),
             "settings": settings,

@@ -31,7 +31,8 @@ class Lessons:
     target     prompts whose response shows the behavior, with that response; `focus` is where it begins
     shown      whether there are any: where not, `target` is all prompts, as if the behavior began at once
     names      those prompts as text
-    baseline   baseline prompts with the base model's response
+    baseline   baseline prompts, and in turn with them those to keep, with the base model's response: all that an edit
+               must leave as it is
     reference  the base model's logits on those
     """
 
@@ -84,7 +85,7 @@ def learn(
     middle = round(median(each.focus for each in target))
     reference = Reference.measure(
         model,
-        prompts.baseline,
+        prompts.mixed,
         behavior,
         tokens=min(middle + WINDOW, MOST_TOKENS),
         batch_size=batch_size,

@@ -26,10 +26,11 @@ _LITTLE = 0.2
 
 @dataclass(frozen=True)
 class BehaviorObjective:
-    """Behavior rate on target prompts, divergence from the base model on baseline prompts.
+    """Behavior rate on target prompts, divergence from the base model on baseline prompts and on those to keep.
 
     prompts    of one split
-    reference  what the base model does on its baseline prompts
+    reference  what the base model does on the prompts whose answers must not change (`PromptSet.unchanged`): an edit
+               that takes the behavior away where it must stay is as far from it as one that spoils ordinary answers
     onset      where the base model begins to show the behavior on its target prompts; None: no screening by it
     base_rate  how often the base model shows it there; None where it was not measured
     at_once    how many edits it is best given at a time (`many`)
@@ -71,7 +72,7 @@ class BehaviorObjective:
         screening  whether trials can be screened by their onset; False saves the base model's responses
         reserve    whether edits are also measured at a part of their strength
         """
-        reference = Reference.measure(model, prompts.baseline, behavior, batch_size=batch_size, progress=progress)
+        reference = Reference.measure(model, prompts.unchanged, behavior, batch_size=batch_size, progress=progress)
         onset, base_rate = None, None
         if screening:
             base = behavior_rate(
@@ -131,8 +132,12 @@ class BehaviorObjective:
         return self.many(edits, Limits(kl=-1.0, onset=0.0))
 
     def sample(self, *, targets: int, baselines: int, tokens: int) -> BehaviorObjective:
-        """The same on fewer prompts and shorter continuations, for rough comparisons by `prefill`."""
-        prompts = PromptSet(self.prompts.target[:targets], self.prompts.baseline[:baselines])
+        """The same on fewer prompts and shorter continuations, for rough comparisons by `prefill`.
+
+        baselines  how many baseline prompts, and how many of those to keep
+        """
+        whole = self.prompts
+        prompts = PromptSet(whole.target[:targets], whole.baseline[:baselines], whole.keep[:baselines])
         onset = self.onset
         if onset is not None:
             kept = [place for place, index in enumerate(onset.prompts) if index < targets]
@@ -143,7 +148,7 @@ class BehaviorObjective:
                 total=len(prompts.target),
             )
         reference = Reference.measure(
-            self.model, prompts.baseline, self.behavior, tokens=tokens, batch_size=self.batch_size
+            self.model, prompts.unchanged, self.behavior, tokens=tokens, batch_size=self.batch_size
         )
         return replace(self, prompts=prompts, onset=onset, reference=reference)
 
@@ -176,7 +181,9 @@ class BehaviorObjective:
 
     @property
     def _subject(self) -> Subject:
-        return Subject(self.model, self.behavior, self.prompts, self.reference, self.max_tokens, self.batch_size)
+        """What scorers are given: as in a report, their reference is of the baseline prompts alone."""
+        reference = self.reference.first(len(self.prompts.baseline))
+        return Subject(self.model, self.behavior, self.prompts, reference, self.max_tokens, self.batch_size)
 
     def _built_in(self, values: Mapping[str, Any]) -> dict[str, float]:
         """The scores of the axes as far as they are known; infinite where they are not, or not yet."""

@@ -8,36 +8,49 @@ from typing import Any
 
 import torch
 
-from excise.evaluation.labels import label_response
-from excise.evaluation.rate import Rate
+from excise.behaviors import PromptSet
+from excise.evaluation.rate import Rate, RateResult, label_responses
 from excise.evaluation.registry import Subject
 from excise.evaluation.requested import offered
-from excise.evaluation.responses import answers_in, target_responses
+from excise.evaluation.responses import target_responses
 from excise.evaluation.statistics import Summary
 
+STRATA = "strata"
 BY = ("category", "language")
 """The attributes of prompts that strata are made of."""
 UNNAMED = "(none)"
 
 
-@offered("strata")
+def has_strata(prompts: PromptSet) -> bool:
+    """Whether any prompt says what it belongs to."""
+    every = (*prompts.target, *prompts.unchanged)
+    return any(getattr(prompt, by, None) for prompt in every for by in BY)
+
+
+@offered(STRATA)
 def strata(subject: Subject) -> dict[str, Any]:
-    """`category` and `language`: per stratum `rate`, `rate_interval`, `labels`, `count` on target prompts, and
-    `kl_first`, `kl_sequence`, `baseline_count` on baseline prompts; `worst_rate`, `worst_kl_first`, `worst_kl_sequence`
-    (the largest mean of any stratum) beside them. A side without prompts of a stratum has NaN there, and so have the
-    worst where no prompt says what it belongs to.
+    """`category` and `language`: per stratum `rate`, `rate_interval`, `labels`, `count` on target prompts, the same
+    as `keep_rate`, … on prompts to keep where they were asked, and `kl_first`, `kl_sequence`, `baseline_count` on
+    baseline prompts. Nothing is generated where responses are known already.
+
+    Beside them `worst_rate`, `worst_kl_first`, `worst_kl_sequence` (the largest mean of any stratum). A side without
+    prompts of a stratum has NaN there, and so have the worst where no prompt says what it belongs to.
     """
-    answers = answers_in(target_responses(subject), subject.model.template, subject.behavior)
-    labels = [label_response(text, subject.behavior) for text in answers]
+    target, keep = (
+        label_responses(responses, subject.behavior, subject.model.template)
+        for responses in (target_responses(subject), subject.keep_responses)
+    )
     divergence = subject.divergence or subject.reference.compare(subject.model, progress=subject.progress)
     found: dict[str, Any] = {}
     for by in BY:
         groups = _groups(subject.prompts.target, by)
         others = _groups(subject.prompts.baseline, by)
-        names = sorted({*groups, *others})
+        kept = _groups(subject.prompts.keep if subject.keep_responses else (), by)
+        names = sorted({*groups, *others, *kept})
         rows = {
             name: {
-                **_rate([labels[index] for index in groups.get(name, ())]),
+                **_rate(target, groups.get(name, ())),
+                **({f"keep_{key}": value for key, value in _rate(keep, kept.get(name, ())).items()} if kept else {}),
                 **_divergence(divergence.first_each, divergence.sequence_each, others.get(name, ())),
             }
             for name in names
@@ -60,9 +73,9 @@ def _groups(prompts: Sequence[str], by: str) -> Mapping[str, list[int]]:
     return groups
 
 
-def _rate(labels: Sequence[Any]) -> dict[str, Any]:
-    rate = Rate.of(labels)
-    return {**rate.to_json(), "rate": rate.value if labels else nan, "count": rate.total}
+def _rate(found: RateResult, indices: Sequence[int]) -> dict[str, Any]:
+    rate = Rate.of([found.labels[index] for index in indices], [found.unfinished[index] for index in indices])
+    return {**rate.to_json(), "rate": rate.value if indices else nan, "count": rate.total}
 
 
 def _divergence(first: Sequence[float], sequence: Sequence[float], indices: Sequence[int]) -> dict[str, Any]:

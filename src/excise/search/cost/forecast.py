@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from excise.activations.positions import RESPONSE_TOKENS, response_tokens_needed
-from excise.behaviors import Behavior, Splits
+from excise.behaviors import Behavior, PromptSet, Split, Splits
 from excise.behaviors.splits import SPLITS
 from excise.errors import ExciseError
 from excise.evaluation import lengths
@@ -111,7 +111,7 @@ def forecast(
         return target, baseline
 
     workload = Workload(
-        splits={name: (counts[0], counts[1]) for name, counts in splits.sizes().items()},
+        splits={name: _counted(name, splits[name]) for name in SPLITS},
         target=_side(rows["target"], sampled["target"], longest),
         baseline=_side(rows["baseline"], sampled["baseline"], longest),
         focus=focus,
@@ -205,6 +205,13 @@ def moments(sizes: Sizes, work: Workload, *, free: float) -> dict[str, Moment]:
 
 def _allowed(device: torch.device) -> float:
     return free_memory(device) * memory.SHARE_OF_FREE.get(device.type, memory.SHARE_OF_FREE["cpu"])
+
+
+def _counted(split: Split, prompts: PromptSet) -> tuple[int, int]:
+    """Prompts that are answered and that are compared on: those to keep are answered in the report, else compared."""
+    if split == "report":
+        return len(prompts.target) + len(prompts.keep), len(prompts.baseline)
+    return len(prompts.target), len(prompts.unchanged)
 
 
 def _rendered(model: EditableModel, behavior: Behavior, splits: Splits, side: str) -> list[list[int]]:

@@ -153,7 +153,7 @@ def _captured(
     task: Task, writers: Sequence[Writer]
 ) -> Iterator[tuple[list[Writer], dict[str, Products], dict[str, Products]]]:
     """Inputs and outputs of target and baseline prompts, for groups of writers that fit in memory together."""
-    sides = [_conversations(task, prompts) for prompts in (task.splits.fit.target, task.splits.fit.baseline)]
+    sides = [_conversations(task, prompts) for prompts in (task.splits.fit.target, task.splits.fit.unchanged)]
     tokens = sum(PROMPT_TOKENS + len(row) for _, responses in sides for row in responses)
     size = max(1, _MEMORY // (tokens * 4 * _WIDTHS * task.model.hidden))
     for start in range(0, len(writers), size):
