@@ -132,9 +132,10 @@ class RunConfig(BaseModel):
     )
 
     strength: float = _setting(
-        1, "1 removes the behavior; -1 strengthens it, with --method schedule. How far is what --preserve and --max-kl say.",
+        1,
+        "1 removes the behavior, -1 strengthens it (by --method schedule); --preserve and --max-kl say how far to go.",
         group="search",
-    )  # fmt: skip
+    )
     method: str = _setting("polish", "How to search (docs/search-methods.md).", group="search", min_length=1)
     budget: Literal["quick", "standard", "thorough"] = _setting("standard", "How long to search.", group="search")
     trials: int | None = _setting(
@@ -194,7 +195,7 @@ class RunConfig(BaseModel):
 
     @field_validator("strength")
     @classmethod
-    def _strength_is_a_direction(cls, value: float) -> float:
+    def _strength_is_a_sign(cls, value: float) -> int:
         if value not in (1, -1):
             raise ValueError("1 removes, -1 strengthens, and nothing else is a strength")
         return int(value)

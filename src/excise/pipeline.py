@@ -40,7 +40,7 @@ def run(
     Raises an `ExciseError` for anything the user can act on; bad input is refused before anything is written.
     """
     config = model if isinstance(model, RunConfig) else RunConfig.resolve(given={"model": model, **settings})
-    method_for(config.method, strength=config.strength, max_rate=config.max_rate)  # what cannot be is refused now
+    method_for(config.method, strength=int(config.strength), max_rate=config.max_rate)  # what cannot be is refused now
     load_scorers(config.scorer_module)
     Axes(config.rate_by, config.damage_by).check()
     behavior = Behavior.from_config(config)
@@ -68,7 +68,7 @@ def run(
                 loaded,
                 behavior,
                 method=config.method,
-                strength=config.strength,
+                strength=int(config.strength),
                 splits=job.splits,
                 directions=directions,
                 seed=config.seed,

@@ -98,8 +98,8 @@ def check_format(job: Job) -> None:
 def check_shown(job: Job) -> float:
     """The base model's rate on the tune split.
 
-    Raises `BehaviorNotShownError` where it is under a fifth, or `InputError` where the behavior is to be strengthened and
-    it is 95 % or more, unless `force`.
+    Unless `force`, raises `BehaviorNotShownError` where it is under a fifth, or `InputError` where it is 95 % or more
+    and the behavior is to be strengthened.
     """
     stage = job.stage("base")
     if not stage.done:

@@ -16,7 +16,7 @@ from excise.progress import tell
 
 @command("search", takes=settings("model", "data", "search", "output", but=("force", "bake")))
 def search(session: Session, config: RunConfig) -> Outcome:
-    """Search for the edits that remove the behavior (or strengthen it) at the least cost, and save them under DIR/edits.
+    """Search for the edits that remove the behavior (or strengthen it) at the least cost; save them in DIR/edits.
 
     Called again with the same settings, it goes on where it was stopped.
     """
@@ -29,7 +29,7 @@ def search(session: Session, config: RunConfig) -> Outcome:
     from excise.search.cost import forecast as cost
     from excise.search.cost.free import peak_memory
 
-    method_for(config.method, strength=config.strength, max_rate=config.max_rate)  # what cannot be is refused now
+    method_for(config.method, strength=int(config.strength), max_rate=config.max_rate)  # what cannot be is refused now
     load_scorers(config.scorer_module)
     Axes(config.rate_by, config.damage_by).check()
     behavior = Behavior.from_config(config)
@@ -58,7 +58,7 @@ def search(session: Session, config: RunConfig) -> Outcome:
             model,
             behavior,
             method=config.method,
-            strength=config.strength,
+            strength=int(config.strength),
             splits=splits,
             seed=config.seed,
             budget=config.budget,

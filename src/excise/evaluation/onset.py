@@ -1,8 +1,8 @@
 """A forecast of the behavior rate from one forward pass, without generating.
 
 On responses of the base model that show the behavior, the sentence that shows it begins with one of a few tokens. How
-likely those tokens are at that very place, after an edit, tells whether the sentence would still be begun. In a response
-that does not show it, it would first be begun where those tokens are likeliest.
+likely those tokens are at that very place, after an edit, tells whether the sentence would still be begun. A response
+that does not show it would first do so where those tokens are likeliest.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Onset:
     ) -> Onset:
         """Find the onsets in the base model's `responses` to target prompts (as `behavior_rate` returns them).
 
-        wherever  also in those that do not show it: the place where the model, which must have no edit live, is likeliest
-                  to begin it. One pass each; without a response that shows it there are no rows either
+        wherever  also in those that do not show it: the place where the model (with no edit live) is likeliest to begin
+                  it. One pass each; without a response that shows it there are no rows either
         """
         if len(prompts) != len(responses):
             raise InputError(

@@ -65,17 +65,17 @@ class Aimed(Scored, Protocol):
     """A point of a search that says which way it goes."""
 
     @property
-    def strength(self) -> float:
+    def strength(self) -> int:
         """1: it removes the behavior; -1: it strengthens it."""
 
 
-def strength_of(point: Scored) -> float:
+def strength_of(point: Scored) -> int:
     """Which way the point's search goes; 1 where it does not say."""
     return point.strength if isinstance(point, Aimed) else REMOVE
 
 
 def missed(point: Scored) -> float:
-    """The share of target prompts that are not as wanted: that show the behavior, or do not where it is strengthened."""
+    """The share of target prompts that are not as wanted: that show the behavior, or if strengthened, do not."""
     return missing(point.rate, strength_of(point))
 
 

@@ -38,7 +38,7 @@ def search(
     behavior: Behavior | str,
     *,
     method: str | None = None,
-    strength: float = REMOVE,
+    strength: int = REMOVE,
     splits: Splits | None = None,
     directions: Directions | None = None,
     seed: int = 0,
@@ -72,7 +72,8 @@ def search(
     directory   where the study is kept; None keeps it in memory
     max_kl      wanted: a first-token KL of at most this
     max_rate    wanted: a behavior rate of at most this; not where it is strengthened
-    preserve    a dial: 0 takes the lowest rate of the front (strengthened: the highest), 1 the smallest sequence KL, 0.5 weighs both alike
+    preserve    a dial: 0 takes the lowest rate of the front (strengthened: the highest), 1 the smallest sequence KL,
+                0.5 weighs both alike
     rate_by     the score that is traded in place of the rate: one of `excise.evaluation.KEYS`, or a key of what a
                 registered scorer returns (`a.b` for nested values); smaller is better, `-KEY` turns that round
     damage_by   the score that is traded in place of the KL
@@ -125,7 +126,7 @@ def search(
     return _result(_confirmed(task, how), task, how)
 
 
-def method_for(name: str | None, *, strength: float = REMOVE, max_rate: float | None = None) -> Method:
+def method_for(name: str | None, *, strength: int = REMOVE, max_rate: float | None = None) -> Method:
     """The method of a search, checked before there is a model.
 
     name  None: the default, `polish`, or `schedule` where the behavior is strengthened
@@ -141,7 +142,7 @@ def method_for(name: str | None, *, strength: float = REMOVE, max_rate: float | 
     return method_named(name or default_method(strength), strength=strength)
 
 
-def default_method(strength: float = REMOVE) -> str:
+def default_method(strength: int = REMOVE) -> str:
     """The name of the method that is used where none is asked for."""
     return "polish" if strength == REMOVE else "schedule"
 

@@ -52,7 +52,7 @@ class BehaviorObjective:
     reserve: bool = False
     axes: Axes = field(default_factory=Axes)
     sources: Mapping[str, str] = field(default_factory=dict)
-    strength: float = REMOVE
+    strength: int = REMOVE
 
     @classmethod
     def measure_base(
@@ -65,7 +65,7 @@ class BehaviorObjective:
         reserve: bool = False,
         axes: Axes | None = None,
         sources: Mapping[str, str] | None = None,
-        strength: float = REMOVE,
+        strength: int = REMOVE,
         max_tokens: int | None = None,
         batch_size: int | None = None,
         progress: Progress = silent,

@@ -197,7 +197,7 @@ def _failures(pending: Sequence[Parameters], history: Sequence[Trial]) -> list[T
 
 
 def objectives(measured: Measured) -> tuple[float, float]:
-    """What the study minimises: what is left to be done (see `remaining`), and log₁₀(sequence KL + 0.001), so that factors count alike.
+    """What the study minimises: what is `remaining`, and log₁₀(sequence KL + 0.001), so that factors count alike.
 
     Scores that stand for them are as they are.
     """

@@ -42,7 +42,7 @@ class FrontPoint:
         return self.select.reserve
 
     @property
-    def strength(self) -> float:
+    def strength(self) -> int:
         """What its search was for: 1 removes the behavior, -1 strengthens it."""
         return self.tune.strength
 
@@ -96,7 +96,7 @@ class SearchResult:
     method: str
     notes: tuple[str, ...] = ()
     axes: Axes = field(default_factory=Axes)
-    strength: float = REMOVE
+    strength: int = REMOVE
     base_scores: Mapping[str, float] = field(default_factory=dict)
 
     @property

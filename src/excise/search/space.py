@@ -4,7 +4,7 @@
     reach                    "one": one direction for every writer; "per-layer": each layer's own
     source                   layer the one direction is taken from, interpolated between layers
     taper                    share of the depth over which strengths fall to zero outside their range
-    ROLE.strength            in steps of 0.05, so that full strength 1 is hit exactly; negative where a search strengthens
+    ROLE.strength            in steps of 0.05, so that full strength 1 is hit exactly; below 0 to strengthen
     ROLE.start, ROLE.share   the range: from `start`, over `share` of the depth above it
 
 Roles are those the survey found, embeddings left out.
@@ -43,7 +43,7 @@ class Space:
         *,
         norm: Norm | None = None,
         positions: Sequence[str] | None = None,
-        strength: float = REMOVE,
+        strength: int = REMOVE,
     ) -> None:
         self.survey = survey
         self.norm = norm
@@ -91,7 +91,7 @@ class Space:
             "taper": 0.0,
         }
         for role in self.roles:
-            values |= {f"{role}.strength": self.strength, f"{role}.start": 0.0, f"{role}.share": 1.0}
+            values |= {f"{role}.strength": float(self.strength), f"{role}.start": 0.0, f"{role}.share": 1.0}
         return self.varied(values, **changes)
 
     def varied(self, parameters: Parameters, **changes: float | str) -> dict[str, float | str]:

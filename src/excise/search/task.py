@@ -57,7 +57,7 @@ class Task:
     max_rate: float | None = None
     preserve: float | None = None
     axes: Axes = field(default_factory=Axes)
-    strength: float = REMOVE
+    strength: int = REMOVE
     seconds: float | None = None
     max_tokens: int | None = None
     batch_size: int | None = None

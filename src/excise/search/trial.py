@@ -16,7 +16,7 @@ REMOVE, STRENGTHEN = 1, -1
 """What a search does to the behavior: the sign of its strengths."""
 
 
-def check_strength(strength: float) -> None:
+def check_strength(strength: int) -> None:
     """Refuse a strength that no search has. Raises `InputError`."""
     if strength not in (REMOVE, STRENGTHEN):
         raise InputError(
@@ -26,7 +26,7 @@ def check_strength(strength: float) -> None:
         )
 
 
-def missing(rate: float, strength: float) -> float:
+def missing(rate: float, strength: int) -> float:
     """The share of target prompts that are not yet as wanted, at a behavior rate: what a search makes small."""
     return rate if strength > 0 else 1.0 - rate
 
@@ -61,7 +61,7 @@ class Measured:
     rate_by: str | None = None
     damage_by: str | None = None
     reserve: float | None = None
-    strength: float = REMOVE
+    strength: int = REMOVE
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def known_methods() -> tuple[str, ...]:
     return tuple(sorted(_METHODS))
 
 
-def method_named(name: str, *, strength: float = REMOVE) -> Method:
+def method_named(name: str, *, strength: int = REMOVE) -> Method:
     """The method called `name`. Raises `InputError`, also where it has no searches of that strength."""
     check_strength(strength)
     if name not in _METHODS:

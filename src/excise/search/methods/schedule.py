@@ -58,7 +58,7 @@ def space_of(task: Task) -> Space:
 
 
 def begin_with(task: Task, space: Space) -> Sequence[Parameters]:
-    """Where to begin: what a sweep by prefill found, or by separability alone where there is nothing to compare with."""
+    """Where to begin: what a sweep by prefill found, or by separability alone where that has nothing to go by."""
     known = task.study.note("sources")
     if known is not None:
         return list(known)
