@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from excise.errors import InputError
@@ -195,9 +204,13 @@ class RunConfig(BaseModel):
 
     @field_validator("strength")
     @classmethod
-    def _strength_is_a_sign(cls, value: float) -> int:
+    def _strength_is_a_sign(cls, value: float) -> float:
         if value not in (1, -1):
             raise ValueError("1 removes, -1 strengthens, and nothing else is a strength")
+        return value
+
+    @field_serializer("strength")
+    def _strength_without_a_point(self, value: float) -> int:
         return int(value)
 
     @field_validator("thinking", mode="before")

@@ -113,7 +113,7 @@ def check_shown(job: Job) -> float:
         )
         stage.save({"rate": result.rate.value})
     rate = float(stage.load()["rate"])
-    fault = _nothing_to_do(rate, f"{job.model.name} shows '{job.behavior.name}'", strength=job.config.strength)
+    fault = nothing_to_do(rate, f"{job.model.name} shows '{job.behavior.name}'", strength=int(job.config.strength))
     if fault is not None:
         if not job.config.force:
             raise fault
@@ -121,7 +121,7 @@ def check_shown(job: Job) -> float:
     return rate
 
 
-def _nothing_to_do(rate: float, shows: str, *, strength: float) -> ExciseError | None:
+def nothing_to_do(rate: float, shows: str, *, strength: int) -> ExciseError | None:
     """Why a model with this rate is not worth a search; None where it is."""
     told = f"{shows} on {rate:.0%} of the tune prompts"
     goes_on = "--force goes on all the same"

@@ -201,8 +201,8 @@ def limits_after(history: Sequence[Trial]) -> Limits:
 
     The first trial is always measured in full. A KL above 1.5 nats is damage at any rate; above that of a trial that
     left nothing to be done, the trial is dominated whatever its rate. KLs below 0.02 nats count as equal: there the
-    rate on unseen prompts matters more. The estimate from prefill is trusted (with a wide margin, where it is compared with
-    measured rates) until a trial that it said to be unchanged turns out to have lost the behavior.
+    rate on unseen prompts matters more. The estimate from prefill is trusted (with a wide margin, where it is compared
+    with measured rates) until a trial that it said to be unchanged turns out to have lost the behavior.
 
     Where a score stands for the rate no trial is given up by its rate; where one stands for the damage, none by its KL.
     Nor is one by its rate where the behavior is strengthened: prefill sees where it might begin, not that it does.
