@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from excise.errors import InputError
@@ -131,6 +140,11 @@ class RunConfig(BaseModel):
         False, "Go on even if the model hardly shows the behavior.", group="data", shapes_result=False
     )
 
+    strength: float = _setting(
+        1,
+        "1 removes the behavior, -1 strengthens it (by --method schedule); --preserve and --max-kl say how far to go.",
+        group="search",
+    )
     method: str = _setting("polish", "How to search (docs/search-methods.md).", group="search", min_length=1)
     budget: Literal["quick", "standard", "thorough"] = _setting("standard", "How long to search.", group="search")
     trials: int | None = _setting(
@@ -187,6 +201,24 @@ class RunConfig(BaseModel):
         None, "Directory of the run; by default runs/MODEL-BEHAVIOR.", group="output", shapes_result=False
     )
     bake: bool = _setting(True, "Write the edited model.", group="output", shapes_result=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_that_strengthens(cls, values: object) -> object:
+        """Where the behavior is strengthened the default method is one that can do that."""
+        strengthens = isinstance(values, dict) and values.get("strength") == -1 and "method" not in values
+        return {**values, "method": "schedule"} if isinstance(values, dict) and strengthens else values
+
+    @field_validator("strength")
+    @classmethod
+    def _strength_is_a_sign(cls, value: float) -> float:
+        if value not in (1, -1):
+            raise ValueError("1 removes, -1 strengthens, and nothing else is a strength")
+        return value
+
+    @field_serializer("strength")
+    def _strength_without_a_point(self, value: float) -> int:
+        return int(value)
 
     @field_validator("thinking", mode="before")
     @classmethod

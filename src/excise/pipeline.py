@@ -18,7 +18,7 @@ from excise.progress import Progress, silent
 from excise.record import assemble
 from excise.report import write_report
 from excise.runs import RunDirectory, write_json
-from excise.search import Axes, method_named, search
+from excise.search import Axes, method_for, search
 from excise.stages import GroundTruth, Job
 from excise.validation import validate
 
@@ -32,13 +32,15 @@ def run(
 ) -> dict[str, Any]:
     """Remove one behavior from a model: the edit, the baked model, the report, and `result.json` as a dictionary.
 
+    With `strength=-1` the behavior is strengthened instead.
+
     model         a directory or Hub id, with `settings` the other fields of `RunConfig`; or a whole `RunConfig`
     ground_truth  further scores of the model as it stands, measured before and after (the demo's right answers)
 
     Raises an `ExciseError` for anything the user can act on; bad input is refused before anything is written.
     """
     config = model if isinstance(model, RunConfig) else RunConfig.resolve(given={"model": model, **settings})
-    method_named(config.method)  # an unknown one is refused now
+    method_for(config.method, strength=int(config.strength), max_rate=config.max_rate)  # what cannot be is refused now
     load_scorers(config.scorer_module)
     Axes(config.rate_by, config.damage_by).check()
     behavior = Behavior.from_config(config)
@@ -66,6 +68,7 @@ def run(
                 loaded,
                 behavior,
                 method=config.method,
+                strength=int(config.strength),
                 splits=job.splits,
                 directions=directions,
                 seed=config.seed,

@@ -159,6 +159,7 @@ def describe_search(found: SearchResult) -> dict[str, Any]:
     """How many trials there were, where they landed, and why one was taken."""
     return {
         "method": found.method,
+        "strength": found.strength,
         "trials": found.trials,
         "screened": found.screened,
         "reason": found.reason,

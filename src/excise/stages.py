@@ -19,7 +19,7 @@ from excise.config import RunConfig
 from excise.directions import Directions
 from excise.edit import Edit
 from excise.edit.digest import digest
-from excise.errors import BehaviorNotShownError, InputError
+from excise.errors import BehaviorNotShownError, ExciseError, InputError
 from excise.evaluation import behavior_rate
 from excise.find import find_directions, fit_where_shown, where_shown
 from excise.model import EditableModel, Survey
@@ -33,6 +33,8 @@ from excise.search.cost import forecast as cost
 GroundTruth = Callable[[EditableModel, Progress], Mapping[str, float]]
 SHOWN = 0.2
 """Below this rate on the tune split the model hardly shows the behavior: there is nothing to remove."""
+SATURATED = 0.95
+"""From this rate on the model shows it nearly always: there is nothing to strengthen."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,11 @@ def check_format(job: Job) -> None:
 
 
 def check_shown(job: Job) -> float:
-    """The base model's rate on the tune split. Raises `BehaviorNotShownError` where it is under a fifth."""
+    """The base model's rate on the tune split.
+
+    Unless `force`, raises `BehaviorNotShownError` where it is under a fifth, or `InputError` where it is 95 % or more
+    and the behavior is to be strengthened.
+    """
     stage = job.stage("base")
     if not stage.done:
         result = behavior_rate(
@@ -107,12 +113,24 @@ def check_shown(job: Job) -> float:
         )
         stage.save({"rate": result.rate.value})
     rate = float(stage.load()["rate"])
-    if rate < SHOWN:
-        message = f"{job.model.name} shows '{job.behavior.name}' on {rate:.0%} of the tune prompts: too few to remove"
+    fault = nothing_to_do(rate, f"{job.model.name} shows '{job.behavior.name}'", strength=int(job.config.strength))
+    if fault is not None:
         if not job.config.force:
-            raise BehaviorNotShownError(message, hint="check --target and --marker; --force goes on all the same")
-        job.warnings.append(message)
+            raise fault
+        job.warnings.append(fault.message)
     return rate
+
+
+def nothing_to_do(rate: float, shows: str, *, strength: int) -> ExciseError | None:
+    """Why a model with this rate is not worth a search; None where it is."""
+    told = f"{shows} on {rate:.0%} of the tune prompts"
+    goes_on = "--force goes on all the same"
+    if strength < 0:
+        hint = f"give --target prompts on which it is not shown; {goes_on}"
+        return InputError(f"{told} already: nothing to strengthen", hint=hint) if rate >= SATURATED else None
+    if rate >= SHOWN:
+        return None
+    return BehaviorNotShownError(f"{told}: too few to remove", hint=f"check --target and --marker; {goes_on}")
 
 
 def forecast(job: Job) -> None:

@@ -22,6 +22,8 @@ _MOST_BAKED_LEAK = 5e-3  # rounding to bf16 leaves less, a missed writer more
 def run(session: Session, config: RunConfig) -> Outcome:
     """Find the behavior, search for the edit that removes it, validate it on held-out prompts, bake it, report.
 
+    With `--strength -1` the edit strengthens it instead.
+
     Called again with the same settings, it goes on where it was stopped.
     """
     import excise
@@ -34,7 +36,7 @@ def told(result: Mapping[str, Any]) -> list[RenderableType]:
     """What people want to know of a result."""
     out = Path(result["out"])
     parts: list[RenderableType] = [
-        heading(f"{result['model']}: {result['behavior']}"),
+        heading(f"{result['model']}: {result['behavior']}{', strengthened' if _strengthens(result) else ''}"),
         score_table({"before": result["before"], "after": result["after"]}),
         *comparison_lines(result.get("comparison", {}), "before to after"),
         positions_table({"before": result["before"], "after": result["after"]}),
@@ -89,7 +91,12 @@ def _random(result: Mapping[str, Any]) -> list[RenderableType]:
     if not draws:
         return []
     each = ", ".join(f"{draw['rate']:.1%} of {draw['prompts'][0]}" for draw in draws)
-    return [line(f"random directions in its place leave {each}")]
+    left = "show it in" if _strengthens(result) else "leave"
+    return [line(f"random directions in its place {left} {each}")]
+
+
+def _strengthens(result: Mapping[str, Any]) -> bool:
+    return bool(result["search"].get("strength", 1) < 0)
 
 
 def _baked(result: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from excise.progress import tell
 
 @command("search", takes=settings("model", "data", "search", "output", but=("force", "bake", "max_keep_fall")))
 def search(session: Session, config: RunConfig) -> Outcome:
-    """Search for the edits that remove the behavior at the least cost, and save them under DIR/edits.
+    """Search for the edits that remove the behavior (or strengthen it) at the least cost; save them in DIR/edits.
 
     Called again with the same settings, it goes on where it was stopped.
     """
@@ -24,12 +24,12 @@ def search(session: Session, config: RunConfig) -> Outcome:
     from excise.evaluation import load_scorers
     from excise.find import fit_where_shown, where_shown
     from excise.runs import RunDirectory, write_json
-    from excise.search import Axes, method_named
+    from excise.search import Axes, method_for
     from excise.search import search as find_edits
     from excise.search.cost import forecast as cost
     from excise.search.cost.free import peak_memory
 
-    method_named(config.method)  # an unknown one is refused now
+    method_for(config.method, strength=int(config.strength), max_rate=config.max_rate)  # what cannot be is refused now
     load_scorers(config.scorer_module)
     Axes(config.rate_by, config.damage_by).check()
     behavior = Behavior.from_config(config)
@@ -58,6 +58,7 @@ def search(session: Session, config: RunConfig) -> Outcome:
             model,
             behavior,
             method=config.method,
+            strength=int(config.strength),
             splits=splits,
             seed=config.seed,
             budget=config.budget,
@@ -91,6 +92,8 @@ def search(session: Session, config: RunConfig) -> Outcome:
             "peak_bytes": peak_memory(model.device),
             "forecast": None if forecast is None else forecast.to_json(),
             "method": found.method,
+            "strength": found.strength,
+            "reason": found.reason,
             **found.axes.to_json(),
             "notes": [*notes, *found.notes],
         }

@@ -24,6 +24,7 @@ def render(result: Record) -> str:
         model=subject.model_name(result),
         behavior=subject.behavior_name(result),
         lead=headline.lead(result),
+        strengthened=subject.strengthens(result),
         technique=technique.technique(result),
         tables=[
             scores.rates(result),
@@ -65,7 +66,8 @@ def front_matter(result: Record) -> str:
         lines += [f"base_model: {_yaml(base)}", "base_model_relation: finetune"]
     if (licence := result.text("license")) is not None:
         lines.append(f"license: {_yaml(licence)}")
-    lines += ["tags:", "- excise", "- directional-ablation", "- abliterated"]
+    lines += ["tags:", "- excise"]
+    lines += [] if subject.strengthens(result) else ["- directional-ablation", "- abliterated"]
     return "\n".join(lines) + "\n"
 
 

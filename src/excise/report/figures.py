@@ -14,6 +14,7 @@ from excise.report import formats
 from excise.report.palette import light
 from excise.report.points import KL_NAMES, Point, read_points
 from excise.report.record import Record
+from excise.report.subject import strengthens
 from excise.report.table import Mark, Table
 
 FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -97,9 +98,10 @@ def pareto(result: Record) -> Figure | None:
     return Figure(
         "pareto",
         "What each edit costs, and what it buys",
-        "Lower is less of the behavior, further left (on a log scale) is less change elsewhere. Faint: the trials, as "
+        ("Higher is more" if strengthens(result) else "Lower is less")
+        + " of the behavior, further left (on a log scale) is less change elsewhere. Faint: the trials, as "
         "the search scored them. Line: the best of them, measured again on other prompts, so that a trial may lie "
-        "below it. The scores above are on a third set of prompts." + _reason(result),
+        "beyond it. The scores above are on a third set of prompts." + _reason(result),
         _alt(front, trials, chosen),
         finish(figure, height=420),
         _table(front),

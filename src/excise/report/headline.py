@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from excise.report import formats
 from excise.report.record import Record
-from excise.report.subject import behavior_name, goal, model_name, prompts
+from excise.report.subject import behavior_name, goal, model_name, prompts, strengthens
 from excise.report.table import MISSED, NO_GOAL, PASSED, UNMEASURED, Mark, Status, judge
 
 LEAK_BOUND = 1e-4  # of the probe in fp32, where the result names no other
@@ -36,7 +36,10 @@ class Meter:
 
 
 def change_holds(result: Record) -> bool | None:
-    """Whether the behavior went down: to the stated goal, or else by more than chance explains."""
+    """Whether the behavior went down: to the stated goal, or else by more than chance explains.
+
+    Where it was to be strengthened: whether it went up.
+    """
     before, after = result.number("before", "rate"), result.number("after", "rate")
     stated = goal(result, "max_rate")
     if after is None or (stated is None and before is None):
@@ -44,8 +47,10 @@ def change_holds(result: Record) -> bool | None:
     if stated is not None:
         return after <= stated
     assert before is not None
-    low, high = result.pair("before", "rate_interval"), result.pair("after", "rate_interval")
-    return high[1] < low[0] if low and high else after < before
+    first, last = result.pair("before", "rate_interval"), result.pair("after", "rate_interval")
+    if strengthens(result):
+        return first[1] < last[0] if first and last else before < after
+    return last[1] < first[0] if first and last else after < before
 
 
 def leak_bound(result: Record) -> float:
@@ -76,8 +81,9 @@ def lead(result: Record) -> str:
         return f"An edit of {model} for the behavior “{behavior}”. Not both rates were measured, so nothing is claimed."
     count = prompts(result, "report", "target")
     where = f"Of {formats.count(count, 'prompt')}" if count else "Of the prompts"
+    aim = "The behavior was to be strengthened, not taken away. " if strengthens(result) else ""
     return (
-        f"{where} kept aside for this report, {formats.percent(after)} of the answers of the edited {model} show "
+        f"{aim}{where} kept aside for this report, {formats.percent(after)} of the answers of the edited {model} show "
         f"the behavior “{behavior}”; {formats.percent(before)} did before."
     )
 
@@ -118,13 +124,16 @@ def _change(result: Record) -> Headline:
     if bounds:
         details.append("The bars show 95% Wilson intervals.")
     if stated is None and before is not None and after is not None:
+        way = "higher" if strengthens(result) else "lower"
         details.append(
-            "Pass: the two intervals do not overlap." if bounds else "Pass: lower than before; no intervals given."
+            f"Pass: {way}, and the two intervals do not overlap."
+            if bounds
+            else f"Pass: {way} than before; no intervals given."
         )
     unknown = before is None and after is None
     value = "–" if unknown else f"{_short(before)} → {_short(after)}"
     return Headline(
-        "Behavior shown",
+        "Behavior shown, strengthened" if strengthens(result) else "Behavior shown",
         value,
         "Share of answers, to prompts that call for it, in which the behavior is found.",
         judge(change_holds(result)),

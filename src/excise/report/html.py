@@ -76,6 +76,7 @@ def _words(result: Record) -> dict[str, object]:
         "model": subject.model_name(result),
         "behavior": subject.behavior_name(result),
         "lead": headline.lead(result),
+        "strengthened": subject.strengthens(result),
         "tally": headline.tally(result),
         "headlines": headline.headlines(result),
         "meters": headline.meters(result),

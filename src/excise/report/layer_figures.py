@@ -39,8 +39,8 @@ class _Quantity:
 _STRENGTH = _Quantity(
     name="Strength",
     title="How strongly each layer is edited",
-    caption="1 takes the direction out of what a writer writes, 0 leaves it alone; a writer of several experts shows "
-    "the mean.",
+    caption="1 takes the direction out of what a writer writes, 0 leaves it alone, −1 doubles that part; a writer "
+    "of several experts shows the mean.",
     axis="Strength",
     tick="",
     hover=".3f",

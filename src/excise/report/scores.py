@@ -5,7 +5,7 @@ from __future__ import annotations
 from excise.report import edited, formats
 from excise.report.headline import change_holds
 from excise.report.record import Record, as_number
-from excise.report.subject import prompts
+from excise.report.subject import prompts, strengthens
 from excise.report.table import Mark, Status, Table, judge
 
 _LABELS = {
@@ -122,7 +122,7 @@ def controls(result: Record) -> Table | None:
         rows.append(
             (
                 _random_name(result),
-                "leaves the behavior",
+                "does not strengthen it" if strengthens(result) else "leaves the behavior",
                 _rate(random),
                 formats.significant(_kl(random)),
                 judge(_random_holds(result, random)),
@@ -136,7 +136,8 @@ def controls(result: Record) -> Table | None:
     if not rows:
         return None
     headers = ("", "Should", "Behavior shown", "KL, first token", "Result")
-    return Table("Controls: what must not remove the behavior", headers, tuple(rows), frozenset({2, 3}))
+    must_not = "strengthen" if strengthens(result) else "remove"
+    return Table(f"Controls: what must not {must_not} the behavior", headers, tuple(rows), frozenset({2, 3}))
 
 
 def truth(result: Record) -> Table | None:
@@ -180,9 +181,11 @@ def _random_name(result: Record) -> str:
 
 
 def _random_holds(result: Record, random: Record) -> bool | None:
-    """Whether the random direction leaves clearly more of the behavior than the edit does."""
+    """Whether the random direction leaves clearly more of the behavior than the edit does, or strengthens it less."""
     rate, after = random.number("rate"), result.number("after", "rate")
     if rate is None or after is None or change_holds(result) is None:
         return None
-    low, high = random.pair("rate_interval"), result.pair("after", "rate_interval")
-    return low[0] > high[1] if low and high else rate > after
+    chance, own = random.pair("rate_interval"), result.pair("after", "rate_interval")
+    if strengthens(result):
+        return chance[1] < own[0] if chance and own else rate < after
+    return chance[0] > own[1] if chance and own else rate > after

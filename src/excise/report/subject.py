@@ -60,6 +60,11 @@ def command(result: Record) -> str:
     return shlex.join(words)
 
 
+def strengthens(result: Record) -> bool:
+    """Whether the run was to make the behavior show more often, not less."""
+    return (result.number("search", "strength") or 1) < 0
+
+
 def prompts(result: Record, split: str, side: str) -> int | None:
     """How many prompts of one side (`target`, `baseline` or `keep`) a split holds; None where that is not said."""
     counts = [item.number() for item in result.items("splits", split)]

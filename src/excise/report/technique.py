@@ -5,12 +5,15 @@ from __future__ import annotations
 from excise.report import edited, formats
 from excise.report.points import chosen_parameters
 from excise.report.record import Record
+from excise.report.subject import strengthens
 
 _PAPER = "[Arditi et al., 2024](https://arxiv.org/abs/2406.11717)"
 
 
 def family(result: Record) -> str:
     """The name of the technique."""
+    if strengthens(result):
+        return "directional ablation with its sign turned round"
     if not edited.has_low_rank(result):
         return "directional ablation"
     return "a conditional form of directional ablation" if _is_conditional(result) else "a form of directional ablation"
@@ -29,6 +32,10 @@ def technique(result: Record) -> str:
 
 
 def _changes(result: Record) -> str:
+    if strengthens(result):
+        return (
+            "what the weights that write to the residual stream write along directions of the behavior was amplified."
+        )
     if not edited.has_low_rank(result):
         return "directions that carry the behavior were taken out of the weights that write to the residual stream."
     kinds = edited.kinds(result)

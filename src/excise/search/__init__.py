@@ -8,7 +8,7 @@ from typing import Any
 
 from excise.search.axes import Axes
 from excise.search.front import Choice, choose, non_dominated
-from excise.search.job import search
+from excise.search.job import method_for, search
 from excise.search.methods import Method, known_methods, method_named, register
 from excise.search.objective import BehaviorObjective
 from excise.search.proposer import Proposer, TreeProposer
@@ -39,6 +39,7 @@ __all__ = [
     "Trial",
     "choose",
     "known_methods",
+    "method_for",
     "method_named",
     "non_dominated",
     "register",

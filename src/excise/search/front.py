@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Protocol, runtime_checkable
 
 from excise.search.axes import NEAR_SHARE, Axes, in_unit, near_lowest
-from excise.search.trial import RESERVE
+from excise.search.trial import REMOVE, RESERVE, missing
 
 RATE_TOLERANCE = 0.01
 GOAL_RATE = 0.01
@@ -19,7 +19,7 @@ _RELATIVE = f"the lowest and {NEAR_SHARE:.0%} of the way to the"
 
 @runtime_checkable
 class Scored(Protocol):
-    """Anything with a behavior rate and two divergences, all of them better when smaller."""
+    """Anything with a behavior rate and two divergences, which are better when smaller; so is what is `missing`."""
 
     @property
     def rate(self) -> float:
@@ -60,14 +60,33 @@ class Guarded(Scored, Protocol):
         """The rate at `RESERVE` of the edit's strength; None where it was not measured."""
 
 
+@runtime_checkable
+class Aimed(Scored, Protocol):
+    """A point of a search that says which way it goes."""
+
+    @property
+    def strength(self) -> int:
+        """1: it removes the behavior; -1: it strengthens it."""
+
+
+def strength_of(point: Scored) -> int:
+    """Which way the point's search goes; 1 where it does not say."""
+    return point.strength if isinstance(point, Aimed) else REMOVE
+
+
+def missed(point: Scored) -> float:
+    """The share of target prompts that are not as wanted: that show the behavior, or if strengthened, do not."""
+    return missing(point.rate, strength_of(point))
+
+
 def axes_of(point: Scored) -> Axes:
     """What stands for the point's rate and damage."""
     return Axes(point.rate_by, point.damage_by) if isinstance(point, Rescored) else Axes()
 
 
 def remaining(point: Scored) -> float:
-    """What a point leaves of the behavior: its rate, or the score that stands for it."""
-    return point.scores[point.rate_by] if isinstance(point, Rescored) and point.rate_by else point.rate
+    """What a point leaves to be done: see `missed`, or the score that stands for it."""
+    return point.scores[point.rate_by] if isinstance(point, Rescored) and point.rate_by else missed(point)
 
 
 def damage(point: Scored) -> float:
@@ -124,6 +143,7 @@ def choose(
     then the most reserve.
     A guard passes over points without reserve: where the behavior is back at three quarters of the strength, other
     prompts than those of the search's own sources bring it back too.
+    Where the behavior is strengthened, what is left is 1 − rate: all of this holds for that in place of the rate.
     Of a score that stands for the rate or the KL the scale is not known: there as much counts as equal to the lowest
     as `excise.search.axes.near_lowest` says. The limits are always those of the rate and the KL themselves.
 
@@ -135,32 +155,34 @@ def choose(
     """
     within = [index for index, point in enumerate(points) if max_kl is None or point.kl_first <= max_kl]
     if not within:
-        index = min(range(len(points)), key=lambda each: (points[each].kl_first, points[each].rate))
+        index = min(range(len(points)), key=lambda each: (points[each].kl_first, missed(points[each])))
         return Choice(index, False, f"no point has a first-token KL of at most {max_kl}: the smallest one was taken")
-    lowest = min(points[index].rate for index in within)
+    lowest = min(missed(points[index]) for index in within)
     if max_rate is not None and lowest > max_rate:
-        index = min(within, key=lambda each: (points[each].rate, damage(points[each])))
+        index = min(within, key=lambda each: (missed(points[each]), damage(points[each])))
         return Choice(index, False, f"no point has a rate of at most {max_rate}: the lowest one was taken")
     if preserve is not None:
         return _dialled(
-            points, [each for each in within if max_rate is None or points[each].rate <= max_rate], preserve
+            points, [each for each in within if max_rate is None or missed(points[each]) <= max_rate], preserve
         )
     if axes_of(points[0]).keys:
         return _by_scores(points, within, max_rate, base)
     limit = max(lowest + RATE_TOLERANCE, GOAL_RATE) if max_rate is None else max_rate
-    near = [index for index in within if points[index].rate <= limit + 1e-9]
+    near = [index for index in within if missed(points[index]) <= limit + 1e-9]
 
     def cost(index: int) -> tuple[float, float, float, float]:
         point = points[index]
-        return max(damage(point), NEGLIGIBLE_KL), point.rate, _reserve(point), damage(point)
+        return max(damage(point), NEGLIGIBLE_KL), missed(point), _reserve(point), damage(point)
 
-    reason = f"the smallest KL at a rate of at most {limit:.3g}; below {NEGLIGIBLE_KL} nats the lowest rate"
+    bound, best = _rate_of(points[0], limit)
+    reason = f"the smallest KL at a {bound}; below {NEGLIGIBLE_KL} nats the {best}"
     firm, needed = _firm(points, near)
     index = min(firm, key=cost)
     passed = sum(cost(each) < cost(index) for each in near)
     if passed:
         reason += (
-            f"; {passed} with a smaller KL passed over, whose rate at {RESERVE:.0%} strength is above {needed:.3g}"
+            f"; {passed} with a smaller KL passed over, which at {RESERVE:.0%} strength have no "
+            f"{_rate_of(points[0], needed)[0]}"
         )
     return Choice(index, True, reason)
 
@@ -171,22 +193,32 @@ def _firm(points: Sequence[Scored], near: Sequence[int]) -> tuple[list[int], flo
     At most `RESERVE_GOAL`, or `RESERVE_TOLERANCE` above the lowest, where that is more. Points whose reserve was not
     measured are not judged by it.
     """
-    reserves = {index: point.reserve for index in near if isinstance(point := points[index], Guarded)}
-    known = {index: reserve for index, reserve in reserves.items() if reserve is not None}
+    known = {
+        index: missing(point.reserve, strength_of(point))
+        for index in near
+        if isinstance(point := points[index], Guarded) and point.reserve is not None
+    }
     needed = max(RESERVE_GOAL, min(known.values(), default=0.0) + RESERVE_TOLERANCE)
     return [index for index in near if known.get(index, 0.0) <= needed + 1e-9], needed
 
 
 def _reserve(point: Scored) -> float:
-    """The rate at `RESERVE` of the strength, or where that was not measured the rate itself."""
+    """What is `missing` at `RESERVE` of the strength, or where that was not measured at the whole of it."""
     known = point.reserve if isinstance(point, Guarded) else None
-    return point.rate if known is None else known
+    return missing(point.rate if known is None else known, strength_of(point))
+
+
+def _rate_of(point: Scored, limit: float) -> tuple[str, str]:
+    """`rate of at most LIMIT` and `lowest rate`, where the search strengthens the other way round."""
+    if strength_of(point) == REMOVE:
+        return f"rate of at most {limit:.3g}", "lowest rate"
+    return f"rate of at least {1 - limit:.3g}", "highest rate"
 
 
 def _by_scores(points: Sequence[Scored], within: Sequence[int], max_rate: float | None, base: float | None) -> Choice:
     """The same rule where scores stand for the rate or the KL: what counts as equal is relative to the other points."""
     axes = axes_of(points[0])
-    allowed = [index for index in within if max_rate is None or points[index].rate <= max_rate]
+    allowed = [index for index in within if max_rate is None or missed(points[index]) <= max_rate]
     left = [remaining(points[index]) for index in allowed]
     if axes.rate_by is not None:
         known = base is not None and base > min(left)
@@ -194,7 +226,7 @@ def _by_scores(points: Sequence[Scored], within: Sequence[int], max_rate: float 
         among = f"'{axes.rate_by}' of at most {limit:.3g} ({_RELATIVE} {'base model' if known else 'highest'})"
     else:
         limit = (max(min(left) + RATE_TOLERANCE, GOAL_RATE) if max_rate is None else max_rate) + 1e-9
-        among = f"rate of at most {limit:.3g}"
+        among = _rate_of(points[0], limit)[0]
     near = [index for index, value in zip(allowed, left, strict=True) if value <= limit]
     floor, kind, unit = NEGLIGIBLE_KL, "KL", f"below {NEGLIGIBLE_KL} nats"
     if axes.damage_by is not None:
@@ -205,8 +237,8 @@ def _by_scores(points: Sequence[Scored], within: Sequence[int], max_rate: float 
         point = points[index]
         return max(damage(point), floor), remaining(point), damage(point)
 
-    lowest = "rate" if axes.rate_by is None else f"'{axes.rate_by}'"
-    return Choice(min(near, key=cost), True, f"the smallest {kind} at a {among}; {unit} the lowest {lowest}")
+    lowest = _rate_of(points[0], limit)[1] if axes.rate_by is None else f"lowest '{axes.rate_by}'"
+    return Choice(min(near, key=cost), True, f"the smallest {kind} at a {among}; {unit} the {lowest}")
 
 
 def _dialled(points: Sequence[Scored], within: Sequence[int], preserve: float) -> Choice:
@@ -219,7 +251,8 @@ def _dialled(points: Sequence[Scored], within: Sequence[int], preserve: float) -
         weighed = ((1 - preserve, relative_rates[place]), (preserve, relative_kls[place]))
         return sum(weight * value for weight, value in weighed if weight), rates[place], kls[place]
 
-    what = "rate" if axes.rate_by is None else f"'{axes.rate_by}'"
+    rate = "rate" if strength_of(points[0]) == REMOVE else "1 − rate"
+    what = rate if axes.rate_by is None else f"'{axes.rate_by}'"
     cost_name = "KL" if axes.damage_by is None else f"'{axes.damage_by}'"
     reason = f"the smallest weighted sum of {what} ({1 - preserve:.3g}) and {cost_name} ({preserve:.3g})"
     if axes.keys:

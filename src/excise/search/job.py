@@ -17,14 +17,14 @@ from excise.find import find_directions
 from excise.model import EditableModel
 from excise.progress import Progress, silent
 from excise.search.axes import Axes
-from excise.search.front import choose, damage, non_dominated, remaining, spread
+from excise.search.front import choose, damage, missed, non_dominated, remaining, spread
 from excise.search.methods import Method, method_named
 from excise.search.objective import BehaviorObjective
 from excise.search.proposer import front_of, leaders
 from excise.search.result import FrontPoint, SearchResult, scores_in_json
 from excise.search.study import METRICS, Study
 from excise.search.task import TRIALS, Budget, Task, notes_of
-from excise.search.trial import Measured, Trial
+from excise.search.trial import REMOVE, Measured, Trial
 
 CONFIRMED = 9
 _OF_FRONT, _LOW = 6, 0.1
@@ -37,7 +37,8 @@ def search(
     model: EditableModel,
     behavior: Behavior | str,
     *,
-    method: str = "polish",
+    method: str | None = None,
+    strength: int = REMOVE,
     splits: Splits | None = None,
     directions: Directions | None = None,
     seed: int = 0,
@@ -55,21 +56,24 @@ def search(
     batch_size: int | None = None,
     progress: Progress = silent,
 ) -> SearchResult:
-    """Search for edits that remove a behavior and change little else.
+    """Search for edits that remove a behavior, or strengthen it, and change little else.
 
     Trials are scored on the `tune` split; the best of their front are measured again on `select`, where one is chosen
     (see `excise.search.front.choose`). The report split is never read. The same seed gives the same result; a search
     with a `directory` goes on where it was stopped, and then ends as if it had not been.
 
-    method      how it searches: one of `excise.search.known_methods()`
+    method      how it searches: one of `excise.search.known_methods()`; by default the one that `default_method` says
+    strength    1 removes the behavior; -1 strengthens it: what counts is then how many target prompts do not show it
+                yet, and directions are written more (not every method can)
     splits      the behavior's own, made with `seed`, where not given
     directions  found on the `fit` split where not given
     budget      how much work; what that means is each method's own (docs/search-methods.md). `trials` says how many
     norm        of the edits: "none" or "column"; None lets it be searched
     directory   where the study is kept; None keeps it in memory
     max_kl      wanted: a first-token KL of at most this
-    max_rate    wanted: a behavior rate of at most this
-    preserve    a dial: 0 takes the lowest rate of the front, 1 the smallest sequence KL, 0.5 weighs both alike
+    max_rate    wanted: a behavior rate of at most this; not where it is strengthened
+    preserve    a dial: 0 takes the lowest rate of the front (strengthened: the highest), 1 the smallest sequence KL,
+                0.5 weighs both alike
     rate_by     the score that is traded in place of the rate: one of `excise.evaluation.KEYS`, or a key of what a
                 registered scorer returns (`a.b` for nested values); smaller is better, `-KEY` turns that round
     damage_by   the score that is traded in place of the KL
@@ -79,7 +83,7 @@ def search(
 
     Raises `InputError` for settings that cannot be, `PromptError`, `BehaviorError`, `ModelError`, `ScorerError`.
     """
-    how, axes = method_named(method), Axes(rate_by, damage_by)
+    how, axes = method_for(method, strength=strength, max_rate=max_rate), Axes(rate_by, damage_by)
     axes.check()
     _check(budget, trials)
     behavior = Behavior.load(behavior) if isinstance(behavior, str) else behavior
@@ -89,7 +93,8 @@ def search(
             model, behavior, splits=splits, seed=seed, batch_size=batch_size, progress=progress
         )
     goals = (max_kl, max_rate) if how.aims_at_goals else None
-    settings = [method, goals, seed, budget, trials, seconds, norm, max_tokens, *([vars(axes)] if axes.keys else [])]
+    settings: list[Any] = [how.name, goals, seed, budget, trials, seconds, norm, max_tokens]
+    settings += [*([vars(axes)] if axes.keys else []), *([{"strength": strength}] if strength != REMOVE else [])]
     key = _key(model, behavior, splits, directions, settings)
     task = Task(
         model,
@@ -99,7 +104,7 @@ def search(
         Study(
             None if directory is None else Path(directory),
             key=key,
-            metrics=(rate_by or METRICS[0], damage_by or METRICS[1]),
+            metrics=(rate_by or (METRICS[0] if strength == REMOVE else f"1 - {METRICS[0]}"), damage_by or METRICS[1]),
         ),
         seed=seed,
         budget=budget,
@@ -109,6 +114,7 @@ def search(
         max_rate=max_rate,
         preserve=preserve,
         axes=axes,
+        strength=strength,
         seconds=seconds,
         max_tokens=max_tokens,
         batch_size=batch_size,
@@ -118,6 +124,27 @@ def search(
         _ = task.tune  # asks the scorers of the base model: what is wrong with them ends the search here
     how.run(task)
     return _result(_confirmed(task, how), task, how)
+
+
+def method_for(name: str | None, *, strength: int = REMOVE, max_rate: float | None = None) -> Method:
+    """The method of a search, checked before there is a model.
+
+    name  None: the default, `polish`, or `schedule` where the behavior is strengthened
+
+    Raises `InputError` for an unknown method or strength, for a method without this strength, and for a goal of
+    `max_rate` where the behavior is strengthened.
+    """
+    if strength != REMOVE and max_rate is not None:
+        raise InputError(
+            "max_rate is a goal of removing, and strength -1 strengthens the behavior",
+            hint="leave it out (--max-rate); --max-kl and --preserve say how far it may go",
+        )
+    return method_named(name or default_method(strength), strength=strength)
+
+
+def default_method(strength: int = REMOVE) -> str:
+    """The name of the method that is used where none is asked for."""
+    return "polish" if strength == REMOVE else "schedule"
 
 
 def _check(budget: str, trials: int | None) -> None:
@@ -159,7 +186,7 @@ def to_confirm(history: Sequence[Trial], *, max_kl: float | None = None) -> list
         each
         for some in (firm, pool)
         for each in sorted(some, key=lambda each: damage(each.measured))
-        if each.measured.rate <= _LOW
+        if missed(each.measured) <= _LOW
     ]
     wanted = {trial.index: trial for trial in (*light_to_thorough, *leaders(pool)[:2], *others)}
     return list(wanted.values())[:CONFIRMED]
@@ -202,6 +229,7 @@ def _provenance(task: Task, method: Method) -> dict[str, Any]:
         "splits": {"sizes": task.splits.sizes(), "sha256": task.splits.digest()},
         "seed": task.seed,
         "search": method.name,
+        **({} if task.strength == REMOVE else {"strength": task.strength}),
         "directions": {
             "method": directions.method,
             "position": directions.positions[directions.best[0]],
@@ -243,12 +271,13 @@ def _result(points: list[FrontPoint], task: Task, method: Method) -> SearchResul
     return SearchResult(
         front=tuple(front),
         best=taken.edit,
-        reason=choice.reason,
+        reason=("" if task.strength == REMOVE else "the behavior was strengthened: ") + choice.reason,
         satisfied=choice.satisfied,
         history=tuple(task.study.trials),
         seconds=round(sum(trial.seconds for trial in task.study.trials), 3),
         method=method.name,
         notes=notes_of(task.study),
         axes=task.axes,
+        strength=task.strength,
         base_scores=task.base_scores,
     )

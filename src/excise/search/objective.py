@@ -17,7 +17,7 @@ from excise.model.population import favourable_count
 from excise.model.row_groups import Population
 from excise.progress import Progress, silent
 from excise.search.axes import Axes
-from excise.search.trial import RESERVE, UNLIMITED, Limits, Measured
+from excise.search.trial import REMOVE, RESERVE, UNLIMITED, Limits, Measured, missing
 
 MOST_KL = 1e6
 _SLACK = 0.15
@@ -31,12 +31,14 @@ class BehaviorObjective:
     prompts    of one split
     reference  what the base model does on the prompts whose answers must not change (`PromptSet.unchanged`): an edit
                that takes the behavior away where it must stay is as far from it as one that spoils ordinary answers
-    onset      where the base model begins to show the behavior on its target prompts; None: no screening by it
+    onset      where the base model begins to show the behavior on its target prompts, or where it is strengthened also
+               where it would; None: no screening by it
     base_rate  how often the base model shows it there; None where it was not measured
     at_once    how many edits it is best given at a time (`many`)
-    reserve    whether rates at `RESERVE` of the strength are measured too, of edits that leave little
+    reserve    whether rates at `RESERVE` of the strength are measured too, of edits that leave little to be done
     axes       scores that are wanted too, of every edit that is measured in full
     sources    which registered scorer returns each of them that is not built in (`locate` finds out)
+    strength   1: the behavior is to be removed; -1: to be strengthened
     """
 
     model: EditableModel
@@ -51,6 +53,7 @@ class BehaviorObjective:
     reserve: bool = False
     axes: Axes = field(default_factory=Axes)
     sources: Mapping[str, str] = field(default_factory=dict)
+    strength: int = REMOVE
 
     @classmethod
     def measure_base(
@@ -63,6 +66,7 @@ class BehaviorObjective:
         reserve: bool = False,
         axes: Axes | None = None,
         sources: Mapping[str, str] | None = None,
+        strength: int = REMOVE,
         max_tokens: int | None = None,
         batch_size: int | None = None,
         progress: Progress = silent,
@@ -85,7 +89,14 @@ class BehaviorObjective:
                 progress=progress,
             )
             base_rate = base.rate.value
-            onset = Onset.measure(model, prompts.target, behavior, base.responses, batch_size=batch_size)
+            onset = Onset.measure(
+                model,
+                prompts.target,
+                behavior,
+                base.responses,
+                wherever=strength != REMOVE,
+                batch_size=batch_size,
+            )
         at_once = favourable_count(model.device)
         return cls(
             model,
@@ -100,6 +111,7 @@ class BehaviorObjective:
             reserve,
             axes or Axes(),
             sources or {},
+            strength,
         )
 
     def __call__(self, edit: Edit, limits: Limits = UNLIMITED) -> Measured:
@@ -175,6 +187,7 @@ class BehaviorObjective:
                 scores=self._built_in({**divergence.to_json(), **(rates[edit].to_json() if edit in rates else {})}),
                 rate_by=self.axes.rate_by,
                 damage_by=self.axes.damage_by,
+                strength=self.strength,
             )
             for edit, (divergence, estimate, reason) in enumerate(zip(divergences, estimates, reasons, strict=True))
         ]
@@ -199,8 +212,8 @@ class BehaviorObjective:
         return replace(measured, scores={**measured.scores, **said})
 
     def _with_reserves(self, edits: Sequence[Edit], found: Sequence[Measured]) -> list[Measured]:
-        """With the rate at `RESERVE` of the strength, of edits that leave little at the whole of it."""
-        asked = [index for index, each in enumerate(found) if not each.screened and each.rate <= _LITTLE]
+        """With the rate at `RESERVE` of the strength, of edits that leave little to be done at the whole of it."""
+        asked = [index for index, each in enumerate(found) if not each.screened and self._missing(each.rate) <= _LITTLE]
         weaker = self.model.measure_each(
             [RESERVE * edits[index] for index in asked],
             lambda live: list(self._rates(live, range(len(live))).values()),
@@ -213,11 +226,17 @@ class BehaviorObjective:
             return ""
         if not kl <= limits.kl:  # NaN is above any limit
             return f"sequence KL above {limits.kl:.3g}"
-        if self.base_rate and estimate >= limits.onset * self.base_rate:
-            return "the behavior is still there at its onset"
-        if any(rate + _SLACK <= estimate and known <= kl for rate, known in limits.measured):
+        left, begin = self._missing(estimate), 0.0 if self.base_rate is None else self._missing(self.base_rate)
+        if begin and left >= limits.onset * begin:
+            return (
+                "the behavior is still there at its onset" if self.strength > 0 else "the behavior is not begun either"
+            )
+        if any(rate + _SLACK <= left and known <= kl for rate, known in limits.measured):
             return "another trial is better in both"
         return ""
+
+    def _missing(self, rate: float) -> float:
+        return missing(rate, self.strength)
 
     def _rates(self, live: Population, edits: Sequence[int]) -> dict[int, Rate]:
         """The rates of some of the edits that are live, by their numbers."""

@@ -19,9 +19,9 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from excise.search.axes import near_lowest, ranks
-from excise.search.front import axes_of, damage, non_dominated, remaining
+from excise.search.front import axes_of, damage, missed, non_dominated, remaining
 from excise.search.space import Space
-from excise.search.trial import Measured, Parameters, Trial
+from excise.search.trial import REMOVE, Measured, Parameters, Trial, missing
 
 KL_FLOOR, KL_MOST = 1e-3, 1e3
 _REFINED_SHARE = 0.2
@@ -47,7 +47,7 @@ class TreeProposer:
     """Warm starts, then TPE and local steps.
 
     trials   how many the study will have
-    sources  parameters of edits that are known to remove the behavior, best first (see `excise.search.sweep`)
+    sources  parameters of edits that are known to do something to the behavior, best first (see `excise.search.sweep`)
     """
 
     def __init__(self, space: Space, *, seed: int, trials: int, sources: Sequence[Parameters] | None = None) -> None:
@@ -112,6 +112,7 @@ def warm_starts(space: Space, sources: Sequence[Parameters]) -> list[Parameters]
     Variations of the first two sources, the other sources as they are.
     """
     first, second = sources[0], sources[min(1, len(sources) - 1)]
+    strong, stronger = 1.25 * space.strength, 1.5 * space.strength
     methods, norms = space.choices("method"), space.choices("norm")
     other = methods[-1]
     starts = [
@@ -119,17 +120,17 @@ def warm_starts(space: Space, sources: Sequence[Parameters]) -> list[Parameters]
         second,
         space.varied(first, method=other),
         space.varied(first, method=other, start=0.5),
-        space.varied(first, strength=1.5),
-        space.varied(second, strength=1.5),
-        space.varied(first, method=other, start=0.4, strength=1.25),
+        space.varied(first, strength=stronger),
+        space.varied(second, strength=stronger),
+        space.varied(first, method=other, start=0.4, strength=strong),
         space.varied(second, method=other, start=0.3),
         space.varied(first, start=0.5),
         *(space.varied(first, **{f"{role}.strength": 0.0}) for role in space.roles if len(space.roles) > 1),
         *sources[2:4],
         *(space.varied(first, method=other, norm=norm, start=0.3) for norm in norms[1:]),
-        space.varied(first, method=other, start=0.5, strength=1.5),
+        space.varied(first, method=other, start=0.5, strength=stronger),
         space.varied(first, start=0.3, share=0.75, taper=0.2),
-        *(space.varied(each, strength=1.5) for each in sources[2:4]),
+        *(space.varied(each, strength=stronger) for each in sources[2:4]),
         *sources[4:],
     ]
     inside = [space.inside(each) for each in starts]
@@ -137,20 +138,20 @@ def warm_starts(space: Space, sources: Sequence[Parameters]) -> list[Parameters]
 
 
 def front_of(history: Sequence[Trial], *, firm: bool = False) -> list[Trial]:
-    """The trials on the Pareto front of rate and damage, by increasing rate; screened ones never are.
+    """The trials on the Pareto front of what `remaining` says and damage, by the first; screened ones never are.
 
     firm  a front of three: a trial with a smaller estimate by prefill stays, whatever beats it in the other two
     """
     measured = [trial for trial in history if not trial.measured.screened]
     points = [
-        (remaining(trial.measured), damage(trial.measured), trial.measured.estimate or 0.0 if firm else 0.0)
+        (remaining(trial.measured), damage(trial.measured), _estimated(trial.measured) if firm else 0.0)
         for trial in measured
     ]
     return [measured[index] for index in non_dominated(points)]
 
 
 def leaders(history: Sequence[Trial]) -> list[Trial]:
-    """Of each kind of direction, the trial with the smallest KL among those whose rate is within 0.02 of the lowest.
+    """Of each kind of direction, the trial with the smallest KL among those that miss at most 0.02 more than the best.
 
     By increasing KL. (A score in place of the rate: near the lowest as `near_lowest` says.) Few prompts do not tell
     which positions generalise to others, so the kinds are kept apart.
@@ -168,28 +169,35 @@ def leaders(history: Sequence[Trial]) -> list[Trial]:
 
 
 def _useful(front: Sequence[Trial]) -> Sequence[Trial]:
-    """The part of a front that is worth a step: rates of at most 0.3; of a score the better half."""
+    """The part of a front that is worth a step: those that miss at most 0.3; of a score the better half."""
     if front[0].measured.rate_by is not None:
         return front[: (len(front) + 1) // 2]
-    return [trial for trial in front if trial.measured.rate <= _USEFUL_RATE] or front
+    return [trial for trial in front if missed(trial.measured) <= _USEFUL_RATE] or front
+
+
+def _estimated(measured: Measured) -> float:
+    """What is missing by the estimate from prefill; 0 where there is none."""
+    return 0.0 if measured.estimate is None else missing(measured.estimate, measured.strength)
 
 
 def _failures(pending: Sequence[Parameters], history: Sequence[Trial]) -> list[Trial]:
     """Trials that are under way, as if they had come out as badly as any so far."""
     known = [trial.measured for trial in history]
+    strength = known[0].strength if known else REMOVE
     worst = Measured(
-        rate=max((each.rate for each in known), default=1.0),
+        rate=missing(max(map(missed, known), default=1.0), strength),
         kl_first=max((each.kl_first for each in known), default=KL_MOST),
         kl_sequence=max((each.kl_sequence for each in known), default=KL_MOST),
         scores={key: max(each.scores[key] for each in known) for key in (known[0].scores if known else ())},
         rate_by=known[0].rate_by if known else None,
         damage_by=known[0].damage_by if known else None,
+        strength=strength,
     )
     return [Trial(len(history) + place, parameters, worst, 0.0) for place, parameters in enumerate(pending)]
 
 
 def objectives(measured: Measured) -> tuple[float, float]:
-    """What the study minimises: the rate, and log₁₀(sequence KL + 0.001), so that factors count alike.
+    """What the study minimises: what is `remaining`, and log₁₀(sequence KL + 0.001), so that factors count alike.
 
     Scores that stand for them are as they are.
     """

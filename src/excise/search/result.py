@@ -9,14 +9,15 @@ from typing import Any
 
 from excise.edit import Edit
 from excise.search.axes import Axes
-from excise.search.trial import Measured, Parameters, Trial
+from excise.search.trial import REMOVE, Measured, Parameters, Trial
 
 
 @dataclass(frozen=True)
 class FrontPoint:
     """One edit of the front, measured on two splits by real generation.
 
-    rate, kl_first, kl_sequence  over the prompts of both splits together (KL: the mean of the two)
+    rate, kl_first, kl_sequence  over the prompts of both splits together (KL: the mean of the two); the rate is that of
+                the behavior, whichever way the search went
     edit        with its provenance and scores
     parameters  it came from
     tune        what the search saw
@@ -39,6 +40,11 @@ class FrontPoint:
     def reserve(self) -> float | None:
         """The rate at three quarters of the edit's strength, on the select split; None where it was not measured."""
         return self.select.reserve
+
+    @property
+    def strength(self) -> int:
+        """What its search was for: 1 removes the behavior, -1 strengthens it."""
+        return self.tune.strength
 
     @property
     def rate_by(self) -> str | None:
@@ -68,7 +74,7 @@ def scores_in_json(scores: Mapping[str, float]) -> dict[str, Any]:
 class SearchResult:
     """The Pareto front of a search, and the edit to take.
 
-    front      non-dominated points, by increasing rate (or what stands for it)
+    front      non-dominated points, by increasing rate (or what stands for it); decreasing where it is strengthened
     best       the edit of the point that was taken
     reason     the rule that took it, in a sentence; says so where `max_kl` or `max_rate` could not be met
     satisfied  whether they were met
@@ -77,6 +83,7 @@ class SearchResult:
     method     that searched
     notes      what the method stated: what it left out, or which fall-back it took
     axes       which scores stood for the rate and the damage
+    strength   1: the behavior was removed; -1: it was strengthened
     base_scores  what registered scorers said of the base model on the tune split, by key
     """
 
@@ -89,6 +96,7 @@ class SearchResult:
     method: str
     notes: tuple[str, ...] = ()
     axes: Axes = field(default_factory=Axes)
+    strength: int = REMOVE
     base_scores: Mapping[str, float] = field(default_factory=dict)
 
     @property

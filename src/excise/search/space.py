@@ -4,7 +4,7 @@
     reach                    "one": one direction for every writer; "per-layer": each layer's own
     source                   layer the one direction is taken from, interpolated between layers
     taper                    share of the depth over which strengths fall to zero outside their range
-    ROLE.strength            in steps of 0.05, so that full strength 1 is hit exactly
+    ROLE.strength            in steps of 0.05, so that full strength 1 is hit exactly; below 0 to strengthen
     ROLE.start, ROLE.share   the range: from `start`, over `share` of the depth above it
 
 Roles are those the survey found, embeddings left out.
@@ -21,7 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from excise.directions import Directions, Everywhere, known_methods
 from excise.edit import DirectionsLike, Edit, Norm, Plateau, Role, Schedule
 from excise.model import Survey
-from excise.search.trial import Parameters
+from excise.search.trial import REMOVE, Parameters
 
 STRENGTH_STEP = 0.05
 MOST_STRENGTH = 2.0
@@ -33,6 +33,7 @@ class Space:
 
     norm       fixes the norm mode; None lets it be searched
     positions  the positions whose directions are tried; None: all
+    strength   the sign of all strengths: at 1 directions are written less, at -1 more (W' = (I + s r rᵀ) W)
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class Space:
         *,
         norm: Norm | None = None,
         positions: Sequence[str] | None = None,
+        strength: int = REMOVE,
     ) -> None:
         self.survey = survey
         self.norm = norm
+        self.strength = strength
         self._found = directions
         self.directions = {name: directions.with_method(name) for name in _methods(directions)}
         self.best = directions.best
@@ -56,7 +59,7 @@ class Space:
 
     def at_positions(self, positions: Sequence[str]) -> Space:
         """The same space with the directions of these positions alone."""
-        return Space(self.survey, self._found, norm=self.norm, positions=positions)
+        return Space(self.survey, self._found, norm=self.norm, positions=positions, strength=self.strength)
 
     def edit(self, parameters: Parameters) -> Edit:
         """The edit that parameters stand for; its provenance is left to the caller."""
@@ -73,7 +76,7 @@ class Space:
         return Everywhere(directions.vector(position, float(parameters["source"])))
 
     def plain(self, **changes: float | str) -> dict[str, float | str]:
-        """The best direction out of every writer at strength 1, with some parameters changed.
+        """The best direction out of every writer at strength 1 (or -1), with some parameters changed.
 
         `strength`, `start` and `share` change those of all roles. Values are brought into their ranges.
         """
@@ -88,7 +91,7 @@ class Space:
             "taper": 0.0,
         }
         for role in self.roles:
-            values |= {f"{role}.strength": 1.0, f"{role}.start": 0.0, f"{role}.share": 1.0}
+            values |= {f"{role}.strength": float(self.strength), f"{role}.start": 0.0, f"{role}.share": 1.0}
         return self.varied(values, **changes)
 
     def varied(self, parameters: Parameters, **changes: float | str) -> dict[str, float | str]:
@@ -170,7 +173,8 @@ class Space:
             "taper": FloatDistribution(0.0, 0.4),
         }
         for role in self.roles:
-            found[f"{role}.strength"] = FloatDistribution(0.0, MOST_STRENGTH, step=STRENGTH_STEP)
+            ends = sorted((0.0, MOST_STRENGTH * self.strength))
+            found[f"{role}.strength"] = FloatDistribution(ends[0], ends[1], step=STRENGTH_STEP)
             found[f"{role}.start"] = FloatDistribution(0.0, 0.9)
             found[f"{role}.share"] = FloatDistribution(0.1, 1.0)
         return found

@@ -18,9 +18,9 @@ from optuna.distributions import BaseDistribution
 from excise.edit import Edit
 from excise.errors import EditError
 from excise.progress import Progress, silent
-from excise.search.front import axes_of
+from excise.search.front import axes_of, missed
 from excise.search.proposer import Proposer, frozen, quiet
-from excise.search.trial import UNLIMITED, Limits, Measured, Parameters, Trial
+from excise.search.trial import REMOVE, UNLIMITED, Limits, Measured, Parameters, Trial
 
 KL_CEILING = 1.5
 KL_NEGLIGIBLE = 0.02
@@ -200,17 +200,18 @@ def limits_after(history: Sequence[Trial]) -> Limits:
     """When to give up the next trial before generation, from what is known.
 
     The first trial is always measured in full. A KL above 1.5 nats is damage at any rate; above that of a trial that
-    reached rate 0, the trial is dominated whatever its rate. KLs below 0.02 nats count as equal: there the rate on
-    unseen prompts matters more. The estimate from prefill is trusted (with a wide margin, where it is compared with
-    measured rates) until a trial that it said to be unchanged turns out to have lost the behavior.
+    left nothing to be done, the trial is dominated whatever its rate. KLs below 0.02 nats count as equal: there the
+    rate on unseen prompts matters more. The estimate from prefill is trusted (with a wide margin, where it is compared
+    with measured rates) until a trial that it said to be unchanged turns out to have lost the behavior.
 
     Where a score stands for the rate no trial is given up by its rate; where one stands for the damage, none by its KL.
+    Nor is one by its rate where the behavior is strengthened: prefill sees where it might begin, not that it does.
     """
     if not history:
         return UNLIMITED
     measured = [trial.measured for trial in history if not trial.measured.screened]
-    clean = [each.kl_sequence for each in measured if each.rate == 0.0]
-    misled = any(
+    clean = [each.kl_sequence for each in measured if missed(each) == 0.0]
+    misled = history[0].measured.strength != REMOVE or any(
         each.estimate is not None and each.estimate >= 0.75 * ONSET_LIMIT and each.rate < 0.5 * each.estimate
         for each in measured
     )

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 
 from excise.edit import Edit
 from excise.progress import Progress, silent
+from excise.search.front import missed
 from excise.search.space import Space
-from excise.search.trial import Measured, Parameters
+from excise.search.trial import REMOVE, Measured, Parameters, missing
 
 DEPTHS = (0.35, 0.5, 0.6, 0.7, 0.8)
 MOST_SOURCES = 6
 MOST_POSITIONS = 3
+STRENGTHENING = (-0.5, -1.0, -2.0)
+"""What is tried of every place where the behavior is strengthened: nothing is whole there, as strength 1 is."""
 _USELESS = 0.6
 
 
@@ -25,8 +28,8 @@ _USELESS = 0.6
 class Swept:
     """One place that was tried.
 
-    parameters  of the edit: one direction, or each layer's own, out of every writer at strength 1
-    score       share of the behavior that is left, plus the sequence KL in nats; small is good
+    parameters  of the edit: one direction, or each layer's own, at every writer, at strength 1 (or see `STRENGTHENING`)
+    score       share of what is to be done that is left, plus the sequence KL in nats; small is good
     """
 
     parameters: Parameters
@@ -34,14 +37,20 @@ class Swept:
 
 
 def candidates(space: Space) -> list[Parameters]:
-    """Every position at its best-known layers and with each layer's own directions; equal ones once."""
+    """Every position at its best-known layers and with each layer's own directions; equal ones once.
+
+    Where the behavior is strengthened, each of them at a few strengths.
+    """
     last = space.survey.layers - 1
     layers = sorted({round(depth * last) for depth in DEPTHS})
     found = [space.plain()]
     for position in space.positions:
         found.append(space.plain(position=position, reach="per-layer"))
         found += [space.plain(position=position, source=float(layer)) for layer in layers]
-    return list({tuple(sorted(each.items())): each for each in found}.values())
+    places: list[Parameters] = list({tuple(sorted(each.items())): each for each in found}.values())
+    if space.strength == REMOVE:
+        return places
+    return [space.varied(each, strength=strength) for strength in STRENGTHENING for each in places]
 
 
 def sweep(
@@ -55,16 +64,17 @@ def sweep(
     """Try every candidate; the best first.
 
     prefill    measures edits without generating
-    base_rate  how often the base model shows the behavior, above 0
+    base_rate  how often the base model shows the behavior; above 0, or where it is to be strengthened below 1
     at_once    how many edits `prefill` is given at a time
     """
     tried: list[Swept] = []
+    begin = missing(base_rate, space.strength)
     wanted = candidates(space)
     while len(tried) < len(wanted):
         progress("trying directions", len(tried), len(wanted), "directions")
         some = wanted[len(tried) : len(tried) + at_once]
         for parameters, measured in zip(some, prefill([space.edit(each) for each in some]), strict=True):
-            tried.append(Swept(parameters, measured.rate / base_rate + measured.kl_sequence))
+            tried.append(Swept(parameters, missed(measured) / begin + measured.kl_sequence))
     progress("trying directions", len(wanted), len(wanted), "directions")
     return sorted(tried, key=lambda each: each.score)
 

@@ -18,7 +18,7 @@ from excise.progress import Progress, silent
 from excise.search.axes import Axes
 from excise.search.objective import BehaviorObjective
 from excise.search.study import Study
-from excise.search.trial import UNLIMITED, Limits, Parameters, Trial
+from excise.search.trial import REMOVE, UNLIMITED, Limits, Parameters, Trial
 
 Budget = Literal["quick", "standard", "thorough"]
 
@@ -39,6 +39,7 @@ class Task:
     max_kl, max_rate  goals; only a method that says so (`Method.aims_at_goals`) may let its trials depend on them
     preserve    the dial between removing (0) and preserving (1); None: the front's own rule
     axes        scores that stand for the rate and the damage
+    strength    1: the behavior is removed; -1: it is strengthened, which only some methods can (`Method.strengthens`)
     seconds     how long the search may take, in place of the budget; only some methods can promise that
     max_tokens  of a response; None: the behavior's own
     """
@@ -56,6 +57,7 @@ class Task:
     max_rate: float | None = None
     preserve: float | None = None
     axes: Axes = field(default_factory=Axes)
+    strength: int = REMOVE
     seconds: float | None = None
     max_tokens: int | None = None
     batch_size: int | None = None
@@ -95,6 +97,7 @@ class Task:
             reserve=reserve,
             axes=self.axes,
             sources=self.study.note(_SCORERS) or {},
+            strength=self.strength,
             max_tokens=max_tokens or self.max_tokens,
             batch_size=self.batch_size,
             progress=self.progress,

@@ -5,10 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from excise.errors import InputError
+
 Parameters = Mapping[str, float | str]
 
 RESERVE = 0.75
 """The share of an edit's strength at which it is asked whether the behavior is gone by a margin."""
+
+REMOVE, STRENGTHEN = 1, -1
+"""What a search does to the behavior: the sign of its strengths."""
+
+
+def check_strength(strength: int) -> None:
+    """Refuse a strength that no search has. Raises `InputError`."""
+    if strength not in (REMOVE, STRENGTHEN):
+        raise InputError(
+            f"a search with strength {strength:g}",
+            hint="1 removes the behavior, -1 strengthens it; how much of it is what `preserve` and `max_kl` are for "
+            "(--preserve, --max-kl)",
+        )
+
+
+def missing(rate: float, strength: int) -> float:
+    """The share of target prompts that are not yet as wanted, at a behavior rate: what a search makes small."""
+    return rate if strength > 0 else 1.0 - rate
 
 
 @dataclass(frozen=True)
@@ -27,6 +47,7 @@ class Measured:
     rate_by      the key of the score that stands for the rate in this search; None: the rate itself
     damage_by    the key of the score that stands for the damage; None: `excise.search.front.damage`
     reserve      the rate when the edit is at `RESERVE` of its strength; None where it was not measured
+    strength     what the search is for: 1 removes the behavior, so that small rates are good; -1 strengthens it
     """
 
     rate: float
@@ -40,6 +61,7 @@ class Measured:
     rate_by: str | None = None
     damage_by: str | None = None
     reserve: float | None = None
+    strength: int = REMOVE
 
 
 @dataclass(frozen=True)
@@ -47,9 +69,9 @@ class Limits:
     """When a trial is given up before generation.
 
     kl        a sequence KL above this is too much, or dominated whatever the rate
-    onset     an estimate of at least this share of the base model's rate means that the behavior is still there
-    measured  (rate, sequence KL) of trials that were measured: where one has a smaller KL and a rate well below
-              the estimate, a trial is dominated
+    onset     an estimate that leaves at least this share of what the base model is `missing` is hopeless
+    measured  (`missing`, sequence KL) of trials that were measured: where one has a smaller KL and misses much less
+              than the estimate says, a trial is dominated
     """
 
     kl: float

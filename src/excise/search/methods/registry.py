@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar
 from excise.edit import Edit
 from excise.errors import InputError
 from excise.search.task import Task
-from excise.search.trial import Trial
+from excise.search.trial import REMOVE, Trial, check_strength
 
 
 class Method(ABC):
@@ -20,6 +20,8 @@ class Method(ABC):
     """What it is, in one line."""
     aims_at_goals: ClassVar[bool] = False
     """Whether its trials depend on `max_kl` and `max_rate`, so that other goals are another search."""
+    strengthens: ClassVar[bool] = False
+    """Whether it can do a task with strength -1: make the behavior show more often instead of less."""
 
     @abstractmethod
     def run(self, task: Task) -> None:
@@ -49,8 +51,13 @@ def known_methods() -> tuple[str, ...]:
     return tuple(sorted(_METHODS))
 
 
-def method_named(name: str) -> Method:
-    """The method called `name`. Raises `InputError`."""
+def method_named(name: str, *, strength: int = REMOVE) -> Method:
+    """The method called `name`. Raises `InputError`, also where it has no searches of that strength."""
+    check_strength(strength)
     if name not in _METHODS:
         raise InputError(f"unknown search method '{name}'", hint=f"known: {', '.join(known_methods())}")
-    return _METHODS[name]
+    found = _METHODS[name]
+    if strength != REMOVE and not found.strengthens:
+        able = ", ".join(known for known, each in sorted(_METHODS.items()) if each.strengthens)
+        raise InputError(f"the method '{name}' only removes: it has no strength -1", hint=f"methods that do: {able}")
+    return found

@@ -17,7 +17,7 @@ from excise.search.space import Space
 from excise.search.study import run_study
 from excise.search.sweep import MOST_POSITIONS, sources, sweep
 from excise.search.task import Task
-from excise.search.trial import Parameters, Trial
+from excise.search.trial import Parameters, Trial, missing
 
 _SWEEP_TARGETS, _SWEEP_BASELINES, _SWEEP_TOKENS = 24, 16, 16
 
@@ -28,6 +28,7 @@ class Schedule(Method):
 
     name: ClassVar[str] = "schedule"
     summary: ClassVar[str] = "strength schedules over the layers, tuned by TPE and local steps"
+    strengthens: ClassVar[bool] = True
 
     def run(self, task: Task) -> None:
         """Add trials until there are as many as the task wants."""
@@ -53,21 +54,20 @@ class Schedule(Method):
 
 def space_of(task: Task) -> Space:
     """The space of a task: all its directions, and the norm modes that it allows."""
-    return Space(task.model.survey, task.directions, norm=task.norm)
+    return Space(task.model.survey, task.directions, norm=task.norm, strength=task.strength)
 
 
 def begin_with(task: Task, space: Space) -> Sequence[Parameters]:
-    """Where to begin: what a sweep by prefill found, or by separability alone where the base model shows nothing."""
+    """Where to begin: what a sweep by prefill found, or by separability alone where that has nothing to go by."""
     known = task.study.note("sources")
     if known is not None:
         return list(known)
-    if not task.tune.base_rate:
+    base_rate = task.tune.base_rate
+    if not base_rate or not missing(base_rate, task.strength):
         plain = [space.plain(), *(space.plain(position=position) for position in space.positions)]
         return list({str(each["position"]): each for each in plain}.values())[:MOST_POSITIONS]
     rough = task.tune.sample(targets=_SWEEP_TARGETS, baselines=_SWEEP_BASELINES, tokens=_SWEEP_TOKENS)
-    swept = sweep(
-        space, rough.prefill_many, base_rate=task.tune.base_rate, at_once=rough.at_once, progress=task.progress
-    )
+    swept = sweep(space, rough.prefill_many, base_rate=base_rate, at_once=rough.at_once, progress=task.progress)
     found = sources(swept, inside=inside_instruction(task, space.positions))
     task.study.remember("sources", [dict(each) for each in found])
     return found
