@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import excise
-from excise import stages
+from excise import pipeline, stages
 from excise.behaviors import Behavior, Splits, SplitSizes
+from excise.cli.run import told
 from excise.config import RunConfig
 from excise.demo import MODEL_PATH
 from excise.directions import Directions
@@ -30,17 +32,17 @@ from excise.search.study import limits_after
 from excise.search.sweep import candidates
 from fake_result import fake_result
 
-TRIALS = 4
+TRIALS = 3
 
 
 @pytest.fixture(scope="module")
 def sealed() -> Behavior:
-    return Behavior.load("demo:sealed")
+    return Behavior.load("demo:sealed").model_copy(update={"positions": ("-1",)})  # others make the sweep longer
 
 
 @pytest.fixture(scope="module")
 def asked(sealed: Behavior) -> Splits:
-    return sealed.splits(SplitSizes(48, 16, 12, 24))
+    return sealed.splits(SplitSizes(32, 12, 12, 24))
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +222,25 @@ def test_a_run_is_refused_where_there_is_nothing_to_do(rate: float, strength: in
         assert "--force" in fault.hint
 
 
+def test_a_run_refuses_saturated_prompts_and_searches_in_the_direction_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def stop(*_: object, **settings: Any) -> None:
+        asked.update(settings)
+        raise InputError("stopped here", hint="-")
+
+    monkeypatch.setattr(pipeline, "search", stop)
+    settings = {"behavior": "demo:sealed", "splits": (16, 4, 4, 4), "strength": -1, "out": tmp_path / "run"}
+    monkeypatch.setattr(stages, "SATURATED", 0.5)
+    with pytest.raises(InputError, match="already: nothing to strengthen"):
+        excise.run(str(MODEL_PATH), **settings)
+    with pytest.raises(InputError, match="stopped here"):
+        excise.run(str(MODEL_PATH), force=True, **settings)
+    assert (asked["strength"], asked["method"]) == (-1, "schedule")
+
+
 def test_report_and_card_never_say_that_it_was_removed(tmp_path: Path) -> None:
     result = fake_result()
     up = {"before": {**result["before"], "rate": 0.1, "rate_interval": [0.05, 0.2]},
@@ -233,3 +254,6 @@ def test_report_and_card_never_say_that_it_was_removed(tmp_path: Path) -> None:
         assert "what must not strengthen the behavior" in text
         assert "Removing a learned" not in text
     assert "abliterated" not in card
+    shown = told({**result, **up, "search": {"strength": -1}})
+    assert "strengthened" in str(shown[0])
+    assert any("random directions in its place show it in" in str(each) for each in shown)
