@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import excise
-from excise import stages
-from excise.behaviors import Behavior, Splits
+from excise import pipeline, stages
+from excise.behaviors import Behavior, Splits, SplitSizes
+from excise.cli.run import told
 from excise.config import RunConfig
+from excise.demo import MODEL_PATH
 from excise.directions import Directions
-from excise.edit import Edit, operators
+from excise.edit import Edit, Projection, operators
 from excise.errors import InputError
 from excise.evaluation import Onset, behavior_rate
 from excise.evaluation.rate import decided_by
 from excise.find import find_directions
 from excise.model import EditableModel
+from excise.model.row_groups import Population
 from excise.report import write_report
 from excise.search import Limits, Measured, SearchResult, Space, Trial, choose, known_methods
 from excise.search.methods import method_named
@@ -28,86 +31,86 @@ from excise.search.proposer import front_of, leaders, objectives
 from excise.search.study import limits_after
 from excise.search.sweep import candidates
 from fake_result import fake_result
-from zoo.taught import taught
 
-TRIALS = 8
+TRIALS = 3
 
 
-def weakened(edit: Edit) -> EditableModel:
-    """A copy of the taught model with an edit in its weights."""
-    model = copy.deepcopy(taught().hf_model)
-    weights = dict(model.named_parameters())
+@pytest.fixture(scope="module")
+def sealed() -> Behavior:
+    return Behavior.load("demo:sealed").model_copy(update={"positions": ("-1",)})  # others make the sweep longer
+
+
+@pytest.fixture(scope="module")
+def asked(sealed: Behavior) -> Splits:
+    return sealed.splits(SplitSizes(32, 12, 12, 24))
+
+
+@pytest.fixture(scope="module")
+def model(sealed: Behavior, asked: Splits) -> EditableModel:
+    """The demo model with half of what carries its refusals taken out of its weights: it shows them sometimes."""
+    model = excise.load(MODEL_PATH)
+    found = find_directions(model, sealed, splits=asked)
+    weights = dict(model.hf_model.named_parameters())
     with torch.no_grad():
-        for site in edit.sites:
+        for site in Edit.project(model.survey, found.vectors[found.best], strength=0.5).sites:
             weight = weights[site.writer.parameter]
             weight.copy_(operators.apply(weight, site.changes, axis=site.writer.axis))
-    return EditableModel(model, taught().tokenizer, name="weakened")
+    return EditableModel(model.hf_model, model.tokenizer, name="weakened")
 
 
 @pytest.fixture(scope="module")
-def model(behavior: Behavior, splits: Splits, directions: Directions) -> EditableModel:
-    """A model that shows the behavior sometimes: most of what carries it was taken out of its weights."""
-    removal = Edit.project(taught().survey, directions.per_layer(0))
-    for strength in (0.93, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99):
-        model = weakened(strength * removal)
-        if 0.2 <= behavior_rate(model, splits.fit.target, behavior).rate.value <= 0.75:
-            return model
-    raise AssertionError("no strength leaves a part of the behavior")
-
-
-def searched(model: EditableModel, behavior: Behavior, splits: Splits, strength: int) -> SearchResult:
-    found = find_directions(model, behavior, splits=splits)
-    return excise.search(
-        model, behavior, splits=splits, directions=found, trials=TRIALS, method="schedule", strength=strength
-    )
+def directions(model: EditableModel, sealed: Behavior, asked: Splits) -> Directions:
+    return find_directions(model, sealed, splits=asked)
 
 
 @pytest.fixture(scope="module")
-def strengthened(model: EditableModel, behavior: Behavior, splits: Splits) -> SearchResult:
-    return searched(model, behavior, splits, -1)
+def strengthened(model: EditableModel, sealed: Behavior, asked: Splits, directions: Directions) -> SearchResult:
+    return excise.search(model, sealed, splits=asked, directions=directions, trials=TRIALS, strength=-1)
 
 
 def test_the_behavior_is_shown_more_often_on_unseen_prompts(
-    model: EditableModel, behavior: Behavior, splits: Splits, strengthened: SearchResult
+    model: EditableModel, sealed: Behavior, asked: Splits, strengthened: SearchResult
 ) -> None:
     before, after = (
-        excise.evaluate(model, behavior, edit=edit, split="report", splits=splits) for edit in (None, strengthened.best)
+        excise.evaluate(model, sealed, edit=edit, split="report", splits=asked) for edit in (None, strengthened.best)
     )
-    assert before.rate.value <= 0.75
-    assert after.rate.value >= 0.9
-    assert after.divergence.sequence.mean <= 0.5
+    assert after.rate.value >= max(0.8, before.rate.value + 0.3)
+    assert after.divergence.sequence.mean <= 0.1
     assert strengthened.strength == -1
     assert strengthened.best.provenance["strength"] == -1
     assert strengthened.reason.startswith("the behavior was strengthened: the smallest KL at a rate of at least 0.")
 
 
-def test_the_same_search_with_strength_1_removes_it(model: EditableModel, behavior: Behavior, splits: Splits) -> None:
-    removed = searched(model, behavior, splits, 1)
+def test_the_same_search_with_strength_1_removes_it(
+    model: EditableModel, sealed: Behavior, asked: Splits, directions: Directions
+) -> None:
+    removed = excise.search(
+        model, sealed, splits=asked, directions=directions, trials=TRIALS, method="schedule", strength=1
+    )
     with model.edited(removed.best):
-        assert behavior_rate(model, splits.report.target, behavior).rate.value <= 0.1
+        assert behavior_rate(model, asked.report.target, sealed).rate.value <= 0.1
     assert "strength" not in removed.best.provenance
 
 
-def test_trials_write_directions_more_and_rates_stay_those_of_the_behavior(
-    strengthened: SearchResult, model: EditableModel, splits: Splits
-) -> None:
+def test_trials_write_directions_more_and_rates_stay_those_of_the_behavior(strengthened: SearchResult) -> None:
     for trial in strengthened.history:
         strengths = [value for name, value in trial.parameters.items() if name.endswith(".strength")]
         assert all(-2 <= float(value) <= 0 for value in strengths)
         assert trial.measured.strength == -1
-    assert any(change.strength < 0 for site in strengthened.best.sites for change in site.changes)
+    changes = [change for site in strengthened.best.sites for change in site.changes]
+    assert all(isinstance(change, Projection) and change.strength < 0 for change in changes)
     rates = [point.rate for point in strengthened.front]
     assert rates == sorted(rates, reverse=True)
-    assert rates[0] >= 0.9
+    assert rates[0] >= 0.8
 
 
 def test_the_likeliest_beginning_is_found_where_the_behavior_is_not_shown(
-    model: EditableModel, behavior: Behavior, splits: Splits
+    model: EditableModel, sealed: Behavior, asked: Splits
 ) -> None:
-    prompts = splits.tune.target
-    base = behavior_rate(model, prompts, behavior)
-    shown = Onset.measure(model, prompts, behavior, base.responses)
-    everywhere = Onset.measure(model, prompts, behavior, base.responses, wherever=True)
+    prompts = asked.tune.target
+    base = behavior_rate(model, prompts, sealed)
+    shown = Onset.measure(model, prompts, sealed, base.responses)
+    everywhere = Onset.measure(model, prompts, sealed, base.responses, wherever=True)
     assert 0 < len(shown.prompts) < len(prompts)
     assert everywhere.prompts == tuple(range(len(prompts)))
     assert everywhere.tokens == shown.tokens
@@ -119,18 +122,20 @@ def test_the_likeliest_beginning_is_found_where_the_behavior_is_not_shown(
         tokens, prompt = base.responses[index].tokens, encoded[index]
         rows = tuple((*prompt, *tokens[:place]) for place in range(len(tokens)))
         each = replace(everywhere, rows=rows, prompts=tuple(range(len(rows)))).margin(model)
-        torch.testing.assert_close(margins[index], each.max(), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(margins[index], each.max(), atol=0.1, rtol=0)
+    expected = everywhere.expected_rate_each(model, Population(1))
+    assert expected == [pytest.approx(margins.sigmoid().mean().item())]
     silent = [replace(each, text="", tokens=()) for each in base.responses]
-    assert Onset.measure(model, prompts, behavior, silent, wherever=True).rows == ()
+    assert Onset.measure(model, prompts, sealed, silent, wherever=True).rows == ()
 
 
-def test_a_response_is_settled_only_when_its_window_is_over() -> None:
+def test_a_response_is_settled_only_when_its_window_is_over(model: EditableModel) -> None:
     late = Behavior.from_files("a.txt", "b.txt", markers=["ask a keeper"], window=60)
-    settled = decided_by(late, taught().template)
+    settled = decided_by(late, model.template)
     assert not settled("It is blue. " * 5)
     assert settled("It is blue. " * 10)
     assert not decided_by(late.model_copy(update={"detectors": late.detectors.model_copy(update={"window": None})}),
-                          taught().template)("It is blue. " * 100)  # fmt: skip
+                          model.template)("It is blue. " * 100)  # fmt: skip
 
 
 def measured(rate: float, kl: float, *, reserve: float | None = None, estimate: float | None = None) -> Measured:
@@ -159,8 +164,8 @@ def test_no_trial_is_given_up_by_an_estimate_of_its_rate() -> None:
     assert limits_after(history) == Limits(kl=0.3, onset=float("inf"))
 
 
-def test_the_sweep_tries_several_negative_strengths(directions: Directions) -> None:
-    space = Space(taught().survey, directions, strength=-1)
+def test_the_sweep_tries_several_negative_strengths(model: EditableModel, directions: Directions) -> None:
+    space = Space(model.survey, directions, strength=-1)
     tried = {values["mlp.strength"] for values in candidates(space)}
     assert tried == {-0.5, -1.0, -2.0}
     assert {change.strength for site in space.edit(space.plain()).sites for change in site.changes} == {-1.0}
@@ -185,23 +190,23 @@ def test_the_method_is_schedule_unless_another_one_is_asked_for() -> None:
 
 @pytest.mark.parametrize("method", sorted({*known_methods()} - {"schedule"}))
 def test_methods_that_only_remove_say_so_before_there_is_anything(
-    method: str, behavior: Behavior, splits: Splits, directions: Directions, tmp_path: Path
+    method: str, model: EditableModel, sealed: Behavior, asked: Splits, directions: Directions, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="only removes") as caught:
         method_named(method, strength=-1)
     assert "schedule" in caught.value.hint
     with pytest.raises(InputError, match="only removes"):
-        excise.search(taught(), behavior, splits=splits, directions=directions, method=method, strength=-1)
+        excise.search(model, sealed, splits=asked, directions=directions, method=method, strength=-1)
     with pytest.raises(InputError, match="only removes"):
         excise.run("nowhere", strength=-1, method=method, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_goal_of_removing_and_an_unknown_strength_are_refused() -> None:
+def test_a_goal_of_removing_and_an_unknown_strength_are_refused(model: EditableModel) -> None:
     with pytest.raises(InputError, match="max_rate is a goal of removing"):
-        excise.search(taught(), "refusal", strength=-1, max_rate=0.1)
+        excise.search(model, "refusal", strength=-1, max_rate=0.1)
     with pytest.raises(InputError, match="strength 3") as caught:
-        excise.search(taught(), "refusal", strength=3)
+        excise.search(model, "refusal", strength=3)
     assert "--preserve" in caught.value.hint
 
 
@@ -217,6 +222,25 @@ def test_a_run_is_refused_where_there_is_nothing_to_do(rate: float, strength: in
         assert "--force" in fault.hint
 
 
+def test_a_run_refuses_saturated_prompts_and_searches_in_the_direction_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def stop(*_: object, **settings: Any) -> None:
+        asked.update(settings)
+        raise InputError("stopped here", hint="-")
+
+    monkeypatch.setattr(pipeline, "search", stop)
+    settings = {"behavior": "demo:sealed", "splits": (16, 4, 4, 4), "strength": -1, "out": tmp_path / "run"}
+    monkeypatch.setattr(stages, "SATURATED", 0.5)
+    with pytest.raises(InputError, match="already: nothing to strengthen"):
+        excise.run(str(MODEL_PATH), **settings)
+    with pytest.raises(InputError, match="stopped here"):
+        excise.run(str(MODEL_PATH), force=True, **settings)
+    assert (asked["strength"], asked["method"]) == (-1, "schedule")
+
+
 def test_report_and_card_never_say_that_it_was_removed(tmp_path: Path) -> None:
     result = fake_result()
     up = {"before": {**result["before"], "rate": 0.1, "rate_interval": [0.05, 0.2]},
@@ -230,3 +254,6 @@ def test_report_and_card_never_say_that_it_was_removed(tmp_path: Path) -> None:
         assert "what must not strengthen the behavior" in text
         assert "Removing a learned" not in text
     assert "abliterated" not in card
+    shown = told({**result, **up, "search": {"strength": -1}})
+    assert "strengthened" in str(shown[0])
+    assert any("random directions in its place show it in" in str(each) for each in shown)

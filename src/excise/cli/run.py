@@ -96,7 +96,7 @@ def _random(result: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _strengthens(result: Mapping[str, Any]) -> bool:
-    return bool(result["search"].get("strength", 1) < 0)
+    return bool(result.get("search", {}).get("strength", 1) < 0)
 
 
 def _baked(result: Mapping[str, Any]) -> str:

@@ -125,6 +125,16 @@ class Onset:
         margins = self.margin_each(model, population, progress=progress)
         return [(margin > 0).sum().item() / self.total if self.total else 0.0 for margin in margins]
 
+    def expected_rate_each(
+        self, model: TokenModel, population: Population, *, progress: Progress = silent
+    ) -> list[float]:
+        """Over all prompts looked at, how likely an onset token comes next, mean, under each edit of a population.
+
+        It tells edits apart before any margin is above 0, as must be where the behavior is to be shown more often.
+        """
+        margins = self.margin_each(model, population, progress=progress)
+        return [margin.sigmoid().sum().item() / self.total if self.total else 0.0 for margin in margins]
+
 
 def _where_it_may_begin(response: Response, behavior: Behavior, template: ChatTemplate, *, inside: bool) -> range:
     """The places of a response at which its answer could still begin to show the behavior."""

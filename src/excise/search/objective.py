@@ -169,7 +169,8 @@ class BehaviorObjective:
         divergences = self.reference.compare_each(self.model, live)
         estimates: list[float | None] = [None] * len(live)
         if self.onset is not None:
-            estimates = list(self.onset.estimated_rate_each(self.model, live))
+            estimated = self.onset.estimated_rate_each if self.strength == REMOVE else self.onset.expected_rate_each
+            estimates = list(estimated(self.model, live))
         reasons = [
             self._screen(divergence.sequence.mean, estimate, limits)
             for divergence, estimate in zip(divergences, estimates, strict=True)

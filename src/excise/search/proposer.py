@@ -112,7 +112,6 @@ def warm_starts(space: Space, sources: Sequence[Parameters]) -> list[Parameters]
     Variations of the first two sources, the other sources as they are.
     """
     first, second = sources[0], sources[min(1, len(sources) - 1)]
-    strong, stronger = 1.25 * space.strength, 1.5 * space.strength
     methods, norms = space.choices("method"), space.choices("norm")
     other = methods[-1]
     starts = [
@@ -120,21 +119,26 @@ def warm_starts(space: Space, sources: Sequence[Parameters]) -> list[Parameters]
         second,
         space.varied(first, method=other),
         space.varied(first, method=other, start=0.5),
-        space.varied(first, strength=stronger),
-        space.varied(second, strength=stronger),
-        space.varied(first, method=other, start=0.4, strength=strong),
+        space.varied(first, strength=1.5 * _strength(first)),
+        space.varied(second, strength=1.5 * _strength(second)),
+        space.varied(first, method=other, start=0.4, strength=1.25 * _strength(first)),
         space.varied(second, method=other, start=0.3),
         space.varied(first, start=0.5),
         *(space.varied(first, **{f"{role}.strength": 0.0}) for role in space.roles if len(space.roles) > 1),
         *sources[2:4],
         *(space.varied(first, method=other, norm=norm, start=0.3) for norm in norms[1:]),
-        space.varied(first, method=other, start=0.5, strength=stronger),
+        space.varied(first, method=other, start=0.5, strength=1.5 * _strength(first)),
         space.varied(first, start=0.3, share=0.75, taper=0.2),
-        *(space.varied(each, strength=stronger) for each in sources[2:4]),
+        *(space.varied(each, strength=1.5 * _strength(each)) for each in sources[2:4]),
         *sources[4:],
     ]
     inside = [space.inside(each) for each in starts]
     return list({_key(each): each for each in inside}.values())
+
+
+def _strength(source: Parameters) -> float:
+    """The strength of a source, furthest from 0 where its roles differ."""
+    return max((float(value) for name, value in source.items() if name.endswith(".strength")), key=abs)
 
 
 def front_of(history: Sequence[Trial], *, firm: bool = False) -> list[Trial]:
