@@ -200,6 +200,12 @@ class RunConfig(BaseModel):
     out: Path | None = _setting(
         None, "Directory of the run; by default runs/MODEL-BEHAVIOR.", group="output", shapes_result=False
     )
+    score: tuple[str, ...] = _setting(
+        (),
+        "A further scorer or labeller to ask in the report, before and after (repeatable; docs/scorers.md).",
+        group="output",
+        shapes_result=False,
+    )
     bake: bool = _setting(True, "Write the edited model.", group="output", shapes_result=False)
 
     @model_validator(mode="before")

@@ -12,7 +12,7 @@ from typing import Any
 from excise import stages
 from excise.behaviors import Behavior, SplitSizes
 from excise.config import RunConfig
-from excise.evaluation import load_scorers
+from excise.evaluation import load_scorers, request_each
 from excise.model import load
 from excise.progress import Progress, silent
 from excise.record import assemble
@@ -42,6 +42,7 @@ def run(
     config = model if isinstance(model, RunConfig) else RunConfig.resolve(given={"model": model, **settings})
     method_for(config.method, strength=int(config.strength), max_rate=config.max_rate)  # what cannot be is refused now
     load_scorers(config.scorer_module)
+    labellers = request_each(config.score)
     Axes(config.rate_by, config.damage_by).check()
     behavior = Behavior.from_config(config)
     splits = behavior.splits(SplitSizes(*config.splits), seed=config.seed, offline=config.offline)
@@ -86,7 +87,7 @@ def run(
             )
             front = stages.save_edits(job, found)
         with job.timed("report"):
-            scores = validate(job, found.best)
+            scores = validate(job, found.best, labellers=labellers)
             truth = stages.measure_truth(job, found.best, ground_truth) if ground_truth else {}
         baked: dict[str, Any] = {}
         if config.bake:

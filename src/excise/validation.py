@@ -24,14 +24,17 @@ from excise.seal import read_report
 from excise.stages import Job
 
 
-def validate(job: Job, edit: Edit) -> dict[str, Any]:
+def validate(job: Job, edit: Edit, *, labellers: Sequence[str] = ()) -> dict[str, Any]:
     """Before, after, their comparison, and controls on the report split, which is read here and nowhere else.
 
     Every read is logged (`seal`). Labels and divergence of every prompt are kept in the stage's `responses.jsonl`.
+
+    labellers  that label responses too, by name; registered scorers are asked before and after, not of controls
     """
     tokens = report_tokens(job.behavior, job.config.report_tokens)
     both = job.config.thinking == "both"
     settings = {"tokens": tokens, **({"thinking": "both"} if both else {})}
+    settings |= {"score": sorted(job.config.score)} if job.config.score else {}
     stage = job.stage("report", edit=digest(edit), **settings)
     identity = job.model.identity
     reads = read_report(
@@ -48,7 +51,7 @@ def validate(job: Job, edit: Edit) -> dict[str, Any]:
             behaviors["on"] = job.behavior.with_options(thinking=True)
         found: dict[str, Any] = {}
         for name, behavior in behaviors.items():
-            measured = _measured(job, behavior, edit, tokens=tokens, controls=name == "off")
+            measured = _measured(job, behavior, edit, tokens=tokens, labellers=labellers, controls=name == "off")
             path = stage.path("responses.jsonl" if name == "off" else "responses-thinking.jsonl")
             save_responses(path, job.splits.report, {"before": measured.before, "after": measured.after})
             if name == "off":
@@ -91,7 +94,9 @@ class _Measured:
         }
 
 
-def _measured(job: Job, behavior: Behavior, edit: Edit, *, tokens: int, controls: bool) -> _Measured:
+def _measured(
+    job: Job, behavior: Behavior, edit: Edit, *, tokens: int, labellers: Sequence[str], controls: bool
+) -> _Measured:
     reference = Reference.measure(
         job.model, job.splits.report.baseline, behavior, batch_size=job.config.batch_size, progress=job.progress
     )
@@ -107,6 +112,8 @@ def _measured(job: Job, behavior: Behavior, edit: Edit, *, tokens: int, controls
             target_tokens=tokens if whole else None,
             batch_size=job.config.batch_size,
             baseline=whole,
+            labellers=labellers if whole else (),
+            further=whole,
             progress=job.progress,
         )
 

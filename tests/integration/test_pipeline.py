@@ -24,7 +24,12 @@ TRIALS = 12
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("runs") / request.param
     result = excise.run(
-        str(MODEL_PATH), behavior=f"demo:{request.param}", out=out, trials=TRIALS, ground_truth=ground_truth
+        str(MODEL_PATH),
+        behavior=f"demo:{request.param}",
+        out=out,
+        trials=TRIALS,
+        ground_truth=ground_truth,
+        score=("length",),
     )
     return out, result
 
@@ -65,6 +70,14 @@ def test_controls(finished: tuple[Path, dict[str, Any]]) -> None:
     assert [draw["prompts"] for draw in random["draws"]] == [[100, 100], [32, 32], [32, 32]]
     assert random["draws"][0]["rate"] == random["rate"]
     assert random["spread"]["rate"][0] >= result["before"]["rate"] - 0.15
+
+
+def test_scorers_that_are_asked_for(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, result = finished
+    before, after = (result[side]["length"]["target"]["tokens"] for side in ("before", "after"))
+    assert before != after
+    assert "length" not in result["controls"]["no_op"]
+    assert f"{before:.4g}" in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_statistics(finished: tuple[Path, dict[str, Any]]) -> None:

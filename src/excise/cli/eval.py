@@ -20,7 +20,12 @@ from excise.errors import InputError, OutputExistsError
 if TYPE_CHECKING:
     from excise.compare import Measured, Ruler, Subject
 
-_TAKES = (*settings("model", "data", but=("allow_partial", "force", "behavior", "shown_only")), "seed", "scorer_module")
+_TAKES = (
+    *settings("model", "data", but=("allow_partial", "force", "behavior", "shown_only")),
+    "seed",
+    "scorer_module",
+    "score",
+)
 _FILES = ("eval.json", "eval.html")
 
 
@@ -31,10 +36,6 @@ def evaluate(
     behavior: Annotated[
         list[str] | None,
         typer.Option("--behavior", help="What to measure: a name or a TOML file (repeatable). Default: refusal."),
-    ] = None,
-    score: Annotated[
-        list[str] | None,
-        typer.Option("--score", help="A further scorer or labeller to ask (repeatable)."),
     ] = None,
     edit: Annotated[Path | None, typer.Option("--edit", help="Score MODEL with this edit live, too.")] = None,
     against: Annotated[
@@ -52,11 +53,11 @@ def evaluate(
     from excise.behaviors import SPLITS
     from excise.compare import AGAINST, EDITED, Ruler
     from excise.edit import Edit
-    from excise.evaluation import load_scorers
+    from excise.evaluation import load_scorers, request_each
     from excise.evaluation.baseline import Baselines
 
     load_scorers(config.scorer_module)
-    labellers = _request(score or ())
+    labellers = request_each(config.score)
     chosen = next((name for name in SPLITS if name == split), None)
     if chosen is None:
         raise InputError(f"unknown split '{split}'", hint=f"one of {', '.join(SPLITS)}")
@@ -68,7 +69,7 @@ def evaluate(
         tokens=config.report_tokens,
         batch_size=config.batch_size,
         seed=config.seed,
-        labellers=tuple(labellers),
+        labellers=labellers,
         baselines=Baselines.shared(out),
         progress=session.progress,
     )
@@ -102,17 +103,6 @@ def _subjects(config: RunConfig, names: Sequence[str]) -> list[Subject]:
             thinking = behavior.with_options(thinking=True)
             found.append(Subject(f"{behavior.name}, thinking", thinking, splits))
     return found
-
-
-def _request(names: Sequence[str]) -> list[str]:
-    """Have these scorers asked; returns those that are labellers. Raises `InputError` for a name that is unknown."""
-    from excise.evaluation import labellers, request_scorers, scorer_named
-
-    for name in names:
-        scorer_named(name)
-    label = [name for name in names if name.partition(":")[0] in labellers()]
-    request_scorers([name for name in names if name not in label])
-    return label
 
 
 def _run_of(edit: Path | None) -> Path | None:

@@ -14,7 +14,7 @@ from excise.config import RunConfig
 from excise.progress import tell
 
 
-@command("search", takes=settings("model", "data", "search", "output", but=("force", "bake", "max_keep_fall")))
+@command("search", takes=settings("model", "data", "search", "output", but=("force", "bake", "score", "max_keep_fall")))
 def search(session: Session, config: RunConfig) -> Outcome:
     """Search for the edits that remove the behavior (or strengthen it) at the least cost; save them in DIR/edits.
 

@@ -90,6 +90,7 @@ def evaluate(
     baseline: bool = True,
     known: Mapping[Side, Sequence[Response]] | None = None,
     labellers: Sequence[str] = (),
+    further: bool = True,
     seed: int = 0,
     offline: bool = False,
     progress: Progress = silent,
@@ -103,6 +104,7 @@ def evaluate(
     tokens      of the base model's continuations that the divergence covers
     known       responses of this very model and edit that are there already, by the side of the prompts
     labellers   further ones that label the responses to target prompts and to those to keep, by name
+    further     whether registered scorers are asked
     baseline    whether the behavior's rate on baseline prompts, and on those to keep, is measured too
 
     Raises `BehaviorError`, `PromptError`, `EditMismatchError`, `ModelError`, `ScorerError`, `InputError`.
@@ -145,7 +147,8 @@ def evaluate(
             divergence,
             kept.responses if kept else (),
         )
-        others = {key: value for name in scorers() for key, value in ask(name, subject).items()}
+        asked = scorers() if further else ()
+        others = {key: value for name in asked for key, value in ask(name, subject).items()}
         if STRATA not in others and has_strata(prompts):
             others[STRATA] = strata(subject)
         labels, keep_labels, said = _labelled(subject, target, kept, labellers)

@@ -104,6 +104,18 @@ def request_scorers(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def request_each(texts: Sequence[str]) -> tuple[str, ...]:
+    """`request_scorers` for those that are no labellers; returns the others, for `evaluate(..., labellers=…)`.
+
+    Raises `InputError`, before anything is requested.
+    """
+    for text in texts:
+        scorer_named(text)
+    chosen = tuple(text for text in texts if text.partition(":")[0] in labellers())
+    request_scorers([text for text in texts if text not in chosen])
+    return chosen
+
+
 def request_for_keys(keys: Sequence[str]) -> None:
     """Request what keys such as `judge.rate` or `-lm-eval:arc_easy.arc_easy.acc` are of, as far as that is on offer.
 

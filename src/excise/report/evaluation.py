@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
 
-from excise.report import formats, paired, subject
+from excise.report import formats, further, paired, subject
 from excise.report.html import page
 from excise.report.record import Record
 from excise.report.table import Mark, Table
 
 _STATISTICS = ("mean", "median", "p95", "max")
-_KNOWN = {
-    *("split", "rate", "rate_interval", "labels", "kl_first", "kl_sequence", "top1", "perplexity_ratio", "positions"),
-    *("baseline_rate", "baseline_rate_interval", "baseline_labels"),
-    *("unfinished_thinking", "baseline_unfinished_thinking"),
-    *("keep_rate", "keep_rate_interval", "keep_labels", "keep_unfinished_thinking", "strata"),
-}
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ def _part(data: Record, name: str) -> Part:
             _divergence(pair, first, second),
         ]
         notes += [note for note in paired.notes(Record({"comparison": pair.value})) if note not in notes]
-    tables += [paired.looks(columns), paired.onsets(columns), *paired.strata(columns), *_agreement(columns)]
+    tables += [paired.looks(columns), paired.onsets(columns), *paired.strata(columns), *further.agreement(columns)]
     notes += paired.notes(Record({"seal": found.at("seal")}))
     pairs = found.pair("splits", found.text("split") or "report")
     prompts = "" if pairs is None else f"{pairs[0]:g} target and {pairs[1]:g} baseline prompts"
@@ -76,9 +69,12 @@ def _scores(columns: Mapping[str, Record]) -> Table | None:
     """Every single number, one column for each model."""
     rows: list[tuple[str | Mark, ...]] = [("Behavior shown", *map(_rate, columns.values()))]
     for key in dict.fromkeys(key for scores in columns.values() for key in scores.fields("labels")):
-        rows.append((f"Answers: {key}", *(_plain(scores.number("labels", key)) for scores in columns.values())))
+        rows.append((f"Answers: {key}", *(further.plain(scores.number("labels", key)) for scores in columns.values())))
     rows.append(
-        ("No answer: never stopped thinking", *(_plain(s.number("unfinished_thinking")) for s in columns.values()))
+        (
+            "No answer: never stopped thinking",
+            *(further.plain(s.number("unfinished_thinking")) for s in columns.values()),
+        )
     )
     if any(scores.number("keep_rate") is not None for scores in columns.values()):
         rows.append(("Shown where it must stay", *(_rate(scores, "keep_") for scores in columns.values())))
@@ -89,8 +85,7 @@ def _scores(columns: Mapping[str, Record]) -> Table | None:
             rows.append((f"{name}, {statistic}", *cells))
     rows.append(("Same first token", *(formats.percent(scores.number("top1")) for scores in columns.values())))
     rows.append(("Perplexity ratio", *(formats.significant(s.number("perplexity_ratio")) for s in columns.values())))
-    others = dict.fromkeys(path for scores in columns.values() for path in _numbers(scores))
-    rows += [(".".join(path), *(_plain(scores.number(*path)) for scores in columns.values())) for path in others]
+    rows += further.rows(columns)
     caption = "All scores; KL in nats, from the first model, on baseline prompts"
     return Table(caption, ("", *columns), tuple(rows), frozenset(range(1, len(columns) + 1))) if columns else None
 
@@ -102,9 +97,9 @@ def _divergence(pair: Record, first: str, second: str) -> Table | None:
         value = pair.number(key, "difference")
         if value is not None:
             cells = (
-                _between(pair.pair(f"{key}_interval")),
+                further.between(pair.pair(f"{key}_interval")),
                 formats.significant(value),
-                _between(pair.pair(key, "interval")),
+                further.between(pair.pair(key, "interval")),
             )
             rows.append((name, *cells))
     headers = ("KL", f"{second}: mean (95%)", f"More than {first}", "95%")
@@ -112,37 +107,5 @@ def _divergence(pair: Record, first: str, second: str) -> Table | None:
     return Table(caption, headers, tuple(rows), frozenset({1, 2, 3})) if rows else None
 
 
-def _agreement(columns: Mapping[str, Record]) -> Iterator[Table]:
-    """Cohen's kappa between labellers, where a scorer tells: `NAME.kappa.OTHER`."""
-    for model, scores in columns.items():
-        asked = [name for name in scores.fields() if scores.fields(name, "kappa")]
-        rows: list[tuple[str | Mark, ...]] = []
-        for one, other in combinations(asked, 2):
-            kappa = scores.number(one, "kappa", other, "kappa")
-            bounds = _between(scores.pair(one, "kappa", other, "interval"))
-            rows.append((f"{one}, {other}", formats.significant(kappa), bounds))
-        if rows:
-            caption = f"Agreement of labellers on {model}: Cohen’s kappa"
-            yield Table(caption, ("Labellers", "Kappa", "95%"), tuple(rows), frozenset({1, 2}))
-
-
-def _numbers(scores: Record, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The paths of all numbers that further scorers returned."""
-    for key in scores.fields():
-        if (before or key not in _KNOWN) and key != "kappa":
-            path = (*before, key)
-            if scores.number(key) is not None:
-                yield path
-            yield from _numbers(scores.record(key), path)
-
-
-def _between(bounds: tuple[float, float] | None) -> str:
-    return "–" if bounds is None else f"{formats.significant(bounds[0])} to {formats.significant(bounds[1])}"
-
-
 def _rate(scores: Record, prefix: str = "") -> str:
     return formats.rate(scores.number(f"{prefix}rate"), scores.pair(f"{prefix}rate_interval"))
-
-
-def _plain(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from excise.report import figures, headline, layer_figures, paired, proof, scores, subject, technique
+from excise.report import figures, further, headline, layer_figures, paired, proof, scores, subject, technique
 from excise.report.palette import COLOURS, dark_partners
 from excise.report.record import Record
 
@@ -104,6 +104,7 @@ def _tables(result: Record) -> dict[str, object]:
         "compared": paired.differences(result.record("comparison")),
         "kept": paired.kept(result.record("comparison")),
         "strata": paired.strata(columns),
+        "further": [each for each in (further.numbers(columns), *further.agreement(columns)) if each is not None],
         "looks": paired.looks(columns),
         "onsets": paired.onsets(columns),
         "draws": paired.draws(result.record("controls", "random_direction")),
