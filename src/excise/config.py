@@ -223,7 +223,7 @@ class RunConfig(BaseModel):
         return value
 
     @field_serializer("strength")
-    def _strength_without_a_point(self, value: float) -> int:
+    def _strength_without_a_point(self, value: int | float) -> int:
         return int(value)
 
     @field_validator("thinking", mode="before")
