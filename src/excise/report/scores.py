@@ -100,7 +100,7 @@ def splits(result: Record) -> Table | None:
     keeps = any(prompts(result, split, "keep") is not None for split in uses)
     for split in dict.fromkeys([*uses, *result.fields("splits")]):
         target, baseline = prompts(result, split, "target"), prompts(result, split, "baseline")
-        if target is not None:
+        if target is not None and baseline is not None:
             kept = [f"{prompts(result, split, 'keep') or 0:,}"] if keeps else []
             rows.append((split, uses.get(split, ""), f"{target:,}", f"{baseline:,}", *kept))
     if not rows:
