@@ -24,6 +24,7 @@ from excise.evaluation import (
     labeller,
     labellers_for,
     labellers_of,
+    load_scorers,
     registry,
     request_scorers,
     score_names,
@@ -480,3 +481,18 @@ def test_a_key_asks_for_its_scorer(subject: Subject, tmp_path: Path) -> None:
 )
 def test_the_text_of_a_key(key: str, text: str) -> None:
     assert _text_of(key, key.partition(":")[0]) == text
+
+
+def test_a_file_may_hold_labellers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("excise.evaluation.labelling._LABELLERS", dict(_LABELLERS))
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from excise.evaluation import labeller\n\n@labeller('always')\n"
+        "def always(answers):\n    return ['comply'] * len(answers.texts)\n"
+    )
+    load_scorers([str(path)])
+    assert "always" in score_names()
+    empty = tmp_path / "empty.py"
+    empty.write_text("pass\n")
+    with pytest.raises(InputError, match="registers no scorer"):
+        load_scorers([str(empty)])

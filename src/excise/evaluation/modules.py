@@ -10,7 +10,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from excise.errors import InputError
-from excise.evaluation.registry import scorers
+from excise.evaluation.requested import score_names
 
 _PREFIX = "excise_scorers:"
 
@@ -34,7 +34,7 @@ def _load_file(given: str) -> None:
         return
     if not path.is_file():
         raise InputError(f"no file of scorers at {given}", hint="give the path of a Python file, or a module's name")
-    known = scorers()
+    known = score_names()
     specification = spec_from_file_location(name, path)
     assert specification is not None
     assert specification.loader is not None
@@ -46,10 +46,11 @@ def _load_file(given: str) -> None:
         del sys.modules[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         raise _failed(f"{given}{f', line {lines[-1]}' if lines else ''}", error) from error
-    if scorers().keys() == known.keys():
+    if score_names() == known:
         del sys.modules[name]
         raise InputError(
-            f"{given} registers no scorer", hint="decorate a function with `@excise.evaluation.scorer(NAME)`"
+            f"{given} registers no scorer",
+            hint="decorate a function with `@excise.evaluation.scorer(NAME)` or `@labeller(NAME)`",
         )
 
 
