@@ -12,7 +12,7 @@ from typing import Any
 from excise import stages
 from excise.behaviors import Behavior, SplitSizes
 from excise.config import RunConfig
-from excise.evaluation import load_scorers, request_each
+from excise.evaluation import asking, load_scorers
 from excise.model import load
 from excise.progress import Progress, silent
 from excise.record import assemble
@@ -42,12 +42,14 @@ def run(
     config = model if isinstance(model, RunConfig) else RunConfig.resolve(given={"model": model, **settings})
     method_for(config.method, strength=int(config.strength), max_rate=config.max_rate)  # what cannot be is refused now
     load_scorers(config.scorer_module)
-    labellers = request_each(config.score)
     Axes(config.rate_by, config.damage_by).check()
     behavior = Behavior.from_config(config)
     splits = behavior.splits(SplitSizes(*config.splits), seed=config.seed, offline=config.offline)
 
-    with RunDirectory.open(config.directory, config=config.identity()) as directory:
+    with (
+        asking(config.score) as labellers,
+        RunDirectory.open(config.directory, config=config.identity()) as directory,
+    ):
         began = time.perf_counter()
         loaded = load(config.model, **config.loading())
         job = Job(config, behavior, splits, loaded, directory, progress, warnings=list(splits.warnings))

@@ -16,6 +16,7 @@ from excise import stages, validation
 from excise.demo import MODEL_PATH
 from excise.demo.ground_truth import ground_truth
 from excise.edit import Edit
+from excise.evaluation import scorers
 
 TRIALS = 12
 
@@ -142,8 +143,14 @@ def test_a_finished_run_is_not_run_again(
         monkeypatch.setattr(stages, name, forbidden)
     monkeypatch.setattr(validation, "evaluate", forbidden)
     again = excise.run(
-        str(MODEL_PATH), behavior=f"demo:{result['behavior']}", out=copy, trials=TRIALS, ground_truth=ground_truth
+        str(MODEL_PATH),
+        behavior=f"demo:{result['behavior']}",
+        out=copy,
+        trials=TRIALS,
+        ground_truth=ground_truth,
+        score=("length",),
     )
+    assert "length" not in scorers()
     for key in ("before", "after", "controls", "demo", "front", "edit"):
         assert again[key] == json.loads(json.dumps(result[key])), key
 

@@ -22,7 +22,15 @@ from excise.evaluation.onset import Onset
 from excise.evaluation.rate import Rate, RateResult, behavior_rate, behavior_rate_each, behavior_rate_many
 from excise.evaluation.reference import Divergence, Reference
 from excise.evaluation.registry import Scorer, Subject, scorer, scorers
-from excise.evaluation.requested import offered, offered_with, request_each, request_scorers, score_names, scorer_named
+from excise.evaluation.requested import (
+    asking,
+    offered,
+    offered_with,
+    request_each,
+    request_scorers,
+    score_names,
+    scorer_named,
+)
 from excise.evaluation.responses import answers_in, baseline_responses, target_responses
 from excise.evaluation.statistics import Summary, wilson
 
@@ -44,6 +52,7 @@ __all__ = [
     "Summary",
     "Verdicts",
     "answers_in",
+    "asking",
     "baseline_responses",
     "behavior_rate",
     "behavior_rate_each",

@@ -68,6 +68,12 @@ def scorers() -> Mapping[str, Scorer]:
     return dict(_SCORERS)
 
 
+def restore(known: Mapping[str, Scorer]) -> None:
+    """Have these registered and no others: what `scorers` gave before."""
+    _SCORERS.clear()
+    _SCORERS.update(known)
+
+
 def replace(name: str, function: Scorer) -> None:
     """Register a function under `name` in place of the one that has it, if any does."""
     _SCORERS[name] = function

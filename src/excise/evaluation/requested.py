@@ -6,7 +6,8 @@ file to `excise.evaluation.shipped`, or a module of your own (`--scorer-module`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -114,6 +115,16 @@ def request_each(texts: Sequence[str]) -> tuple[str, ...]:
     chosen = tuple(text for text in texts if text.partition(":")[0] in labellers())
     request_scorers([text for text in texts if text not in chosen])
     return chosen
+
+
+@contextmanager
+def asking(texts: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """`request_each` inside the block; afterwards what was registered before."""
+    before = registry.scorers()
+    try:
+        yield request_each(texts)
+    finally:
+        registry.restore(before)
 
 
 def request_for_keys(keys: Sequence[str]) -> None:
