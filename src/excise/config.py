@@ -265,6 +265,11 @@ class RunConfig(BaseModel):
         return None if self.time is None else _seconds(self.time)
 
     @property
+    def thinks(self) -> bool | None:
+        """Whether models may think in the search; None: as the behavior says."""
+        return None if self.thinking is None else self.thinking == "on"
+
+    @property
     def dial(self) -> float | None:
         """The weight of preserving, however it was given."""
         return self.preserve if self.remove is None else 1.0 - self.remove

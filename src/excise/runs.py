@@ -49,6 +49,12 @@ def key(inputs: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def shared_folder() -> Path | None:
+    """The folder that EXCISE_CACHE names, where runs share what they measured; None where it is not set."""
+    named = os.environ.get("EXCISE_CACHE")
+    return Path(named).expanduser() if named else None
+
+
 def versions() -> dict[str, str]:
     """The versions of this package and of those that shape its results."""
     found = {}

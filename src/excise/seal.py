@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,10 +20,9 @@ from typing import Any
 from filelock import FileLock
 
 from excise.errors import InputError
-from excise.runs import key, write_json
+from excise.runs import key, shared_folder, write_json
 
 FILE = "seal.json"
-VARIABLE = "EXCISE_CACHE"
 _SCHEMA = 1
 _NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -172,9 +170,9 @@ def _share(current: Read) -> None:
 
 
 def _shared(digest: str) -> Iterator[Path]:
-    folder = os.environ.get(VARIABLE)
+    folder = shared_folder()
     if folder:
-        yield Path(folder) / "seals" / f"{digest}.json"
+        yield folder / "seals" / f"{digest}.json"
 
 
 def _load(path: Path) -> dict[str, Any] | None:

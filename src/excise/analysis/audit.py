@@ -5,7 +5,7 @@ Nothing is tuned but the place the first direction comes from: an audit measures
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from math import isfinite
@@ -212,6 +212,7 @@ def compare(one: str, first: Audit, other: str, second: Audit) -> dict[str, Any]
 
 
 _Wanted = tuple[str, str, int, Edit]
+_Rated = tuple[float, tuple[bool, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -264,34 +265,38 @@ class _Bench:
     def counted(self, wanted: Sequence[_Wanted]) -> list[Point]:
         """With a response to every target prompt."""
         task = self.task
-        points: list[Point] = []
-        for some in _parts(wanted, favourable_count(task.model.device)):
-            task.progress("auditing", len(points), len(wanted), "edits")
-            edits = [each[3] for each in some]
-            rates = behavior_rate_many(
-                task.model, task.splits.select.target, task.behavior, edits, batch_size=task.batch_size, stop_early=True
+
+        def rates(edits: Sequence[Edit]) -> list[_Rated]:
+            prompts = task.splits.select.target
+            found = behavior_rate_many(
+                task.model, prompts, task.behavior, edits, batch_size=task.batch_size, stop_early=True
             )
-            divergences = self.reference.compare_many(task.model, edits)
-            for (group, label, rank, edit), rate, divergence in zip(some, rates, divergences, strict=True):
-                shown = tuple(each == "behavior" for each in rate.labels)
-                kls = divergence.first.mean, divergence.sequence.mean
-                points.append(Point(group, label, rank, _strength(edit), rate.rate.value, *kls, shown))
-        task.progress("auditing", len(wanted), len(wanted), "edits")
-        return points
+            return [(each.rate.value, tuple(label == "behavior" for label in each.labels)) for each in found]
+
+        return self._points(wanted, rates, "auditing", "edits")
 
     def estimated(self, wanted: Sequence[_Wanted]) -> list[Point]:
         """By prefill alone."""
-        task = self.task
-        points: list[Point] = []
-        for some in _parts(wanted, favourable_count(task.model.device)):
-            task.progress("auditing layers", len(points), len(wanted), "layers")
+        model = self.task.model
+
+        def rates(edits: Sequence[Edit]) -> list[_Rated]:
+            found = model.measure_each(edits, lambda live: self.onset.estimated_rate_each(model, live))
+            return [(rate, None) for rate in found]
+
+        return self._points(wanted, rates, "auditing layers", "layers")
+
+    def _points(
+        self, wanted: Sequence[_Wanted], rates: Callable[[Sequence[Edit]], list[_Rated]], label: str, unit: str
+    ) -> list[Point]:
+        model, points = self.task.model, list[Point]()
+        for some in _parts(wanted, favourable_count(model.device)):
+            self.task.progress(label, len(points), len(wanted), unit)
             edits = [each[3] for each in some]
-            rates = task.model.measure_each(edits, lambda live: self.onset.estimated_rate_each(task.model, live))
-            divergences = self.reference.compare_many(task.model, edits)
-            for (group, label, rank, edit), rate, divergence in zip(some, rates, divergences, strict=True):
+            rated, divergences = rates(edits), self.reference.compare_many(model, edits)
+            for (group, name, rank, edit), (rate, shown), divergence in zip(some, rated, divergences, strict=True):
                 kls = divergence.first.mean, divergence.sequence.mean
-                points.append(Point(group, label, rank, _strength(edit), rate, *kls))
-        task.progress("auditing layers", len(wanted), len(wanted), "layers")
+                points.append(Point(group, name, rank, _strength(edit), rate, *kls, shown))
+        self.task.progress(label, len(wanted), len(wanted), unit)
         return points
 
 

@@ -157,7 +157,7 @@ class Behavior(BaseModel):
             near_duplicates=config.near_duplicates,
             markers=config.marker,
             system=config.system,
-            thinking=None if config.thinking is None else config.thinking == "on",
+            thinking=config.thinks,
             max_tokens=config.max_tokens,
         )
 

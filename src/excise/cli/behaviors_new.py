@@ -146,9 +146,8 @@ def _behavior(config: RunConfig, sources: dict[str, Source], systems: tuple[str,
     else:
         target, baseline = sources["target"], sources["baseline"]
     found = Behavior.from_files(target, baseline, markers=[_PLACEHOLDER], system=config.system)
-    thinking = None if config.thinking is None else config.thinking == "on"
     changed = found.with_options(
-        thinking=thinking, max_tokens=config.max_tokens, near_duplicates=config.near_duplicates
+        thinking=config.thinks, max_tokens=config.max_tokens, near_duplicates=config.near_duplicates
     )
     return changed.model_copy(update={"paired": systems is not None})
 

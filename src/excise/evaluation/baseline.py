@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from excise.model import EditableModel
 from excise.model.generate import Response, generate_from_tokens
 from excise.progress import Progress, silent
 
-VARIABLE = "EXCISE_CACHE"
 MOST_BYTES = 4 << 30
 """Logits beyond this are not kept on disk."""
 
@@ -39,8 +37,7 @@ class Baselines:
     @classmethod
     def shared(cls, otherwise: Path | None = None) -> Baselines:
         """In the folder that EXCISE_CACHE names, else in `otherwise`."""
-        named = os.environ.get(VARIABLE)
-        found = Path(named) if named else otherwise
+        found = runs.shared_folder() or otherwise
         return cls(None if found is None else found / "baselines")
 
     def responses(

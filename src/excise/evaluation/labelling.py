@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import nan
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from excise.errors import BehaviorError, ExciseError, InputError, ScorerError
 from excise.evaluation.agreement import Kappa, cohens_kappa
 from excise.evaluation.labels import LABELS
 from excise.evaluation.rate import Rate
+from excise.evaluation.registry import failed
 from excise.progress import Progress, silent
 
 MARKERS = "markers"
@@ -182,12 +181,7 @@ def _verdicts(name: str, function: Labeller, answers: Answers) -> Verdicts:
     except ExciseError:
         raise
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)[1:2]
-        where = "".join(f" in {Path(frame.filename).name}, line {frame.lineno}" for frame in frames)
-        raise ScorerError(
-            f"the labeller '{name}' failed{where}: {type(error).__name__}: {error}",
-            hint="mend it and call the same command again",
-        ) from error
+        raise failed(f"the labeller '{name}'", error, hint="mend it and call the same command again") from error
     labels = said.labels if isinstance(said, Verdicts) else tuple(said)
     wrong = [label for label in labels if label is not None and label not in LABELS]
     if wrong or len(labels) != len(answers.texts):

@@ -84,6 +84,13 @@ def declared_keys(name: str) -> tuple[str, ...] | None:
     return _KEYS.get(name)
 
 
+def failed(what: str, error: Exception, *, hint: str) -> ScorerError:
+    """The error for whatever went wrong in somebody's code: what it is, and in which of its lines."""
+    frames = traceback.extract_tb(error.__traceback__)[1:2]
+    where = "".join(f" in {Path(frame.filename).name}, line {frame.lineno}" for frame in frames)
+    return ScorerError(f"{what} failed{where}: {type(error).__name__}: {error}", hint=hint)
+
+
 def ask(name: str, subject: Subject) -> Mapping[str, Any]:
     """What a scorer finds. Raises `ScorerError`, which names it, for whatever goes wrong in there."""
     if name not in _SCORERS:
@@ -95,12 +102,8 @@ def ask(name: str, subject: Subject) -> Mapping[str, Any]:
     except ExciseError:  # says what to do about it already
         raise
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)[1:2]
-        where = "".join(f" in {Path(frame.filename).name}, line {frame.lineno}" for frame in frames)
-        raise ScorerError(
-            f"the scorer '{name}' failed{where}: {type(error).__name__}: {error}",
-            hint="mend the scorer and call the same command again: what is finished is kept",
-        ) from error
+        hint = "mend the scorer and call the same command again: what is finished is kept"
+        raise failed(f"the scorer '{name}'", error, hint=hint) from error
     if not isinstance(values, Mapping):
         raise ScorerError(
             f"the scorer '{name}' returned a {type(values).__name__}", hint="return a dictionary of JSON values"

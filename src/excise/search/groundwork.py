@@ -5,10 +5,8 @@ Each piece is made when it is first asked for, once; what is slow to make is kep
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 
 import torch
 
@@ -31,9 +29,6 @@ from excise.search.trial import Parameters
 from excise.search.units import Kind, unit_factors
 
 SOURCES = 3
-
-CACHE = "EXCISE_CACHE"
-"""Environment variable: a folder where runs share statistics. Without it every run directory keeps its own."""
 
 STRENGTHS = (1.0, 1.5, 2.0)
 """Of the plain projections that are asked for the answers which no closed form gives."""
@@ -82,7 +77,7 @@ class Groundwork:
 
     @cached_property
     def statistics(self) -> Mapping[str, PortStatistics]:
-        """What every port reads; what another run left in the folder that `CACHE` names is taken from there."""
+        """What every port reads; what another run left in the folder that runs share is taken from there."""
         task = self.task
         identity, precisions = task.model.identity, {str(each.dtype) for each in task.model.hf_model.parameters()}
         key = runs.key(
@@ -96,8 +91,8 @@ class Groundwork:
                 "max_tokens": task.max_tokens,
             }
         )
-        shared, name = os.environ.get(CACHE), f"statistics-{key}.safetensors"
-        path = Path(shared).expanduser() / name if shared else task.study.path(name)
+        shared, name = runs.shared_folder(), f"statistics-{key}.safetensors"
+        path = shared / name if shared else task.study.path(name)
         known = None if path is None else port_statistics.load(path, key=key)
         if known is None:
             begun = openings(task.model, self.lessons, self.strong, batch_size=task.batch_size, progress=task.progress)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +11,7 @@ from typing import Any, get_args
 
 from excise.behaviors.measures import Label
 from excise.evaluation.judging.endpoint import Endpoint
-from excise.runs import write_json
-
-VARIABLE = "EXCISE_CACHE"
+from excise.runs import shared_folder, write_json
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,7 @@ class VerdictCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        base = os.environ.get(VARIABLE)
-        self.folder = folder or (Path(base) if base else Path.home() / ".cache" / "excise") / "judge"
+        self.folder = folder or (shared_folder() or Path.home() / ".cache" / "excise") / "judge"
 
     def key(self, endpoint: Endpoint, messages: Sequence[Mapping[str, str]]) -> str:
         """What a question is kept under."""
